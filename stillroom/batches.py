@@ -1,0 +1,83 @@
+"""Batches of any indexable data set, in an order that is computed, not remembered."""
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+
+def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: int = 0) -> Iterator[Any]:
+    """`count` batches of `batch` samples from batch number `start` on: a pass over the data is a permutation of it,
+    computed from (seed, number of the pass); passes follow each other without a gap or a short batch."""
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        from stillroom.errors import Refused
+
+        raise Refused("this data set has no length or cannot be indexed",
+                      "give a map-style data set: an exact resume needs len() and [i]")
+    keys = (positions(len(data), batch, number, seed) for number in range(start, start + count))
+    if isinstance(data, TensorDataset):
+        return (tuple(t[index] for t in data.tensors) for _, index in keys)
+    drawn = ([(seed, p, i) for p, i in zip(at, index.tolist(), strict=True)] for at, index in keys)
+    if workers:
+        return iter(DataLoader(_Drawn(data), batch_sampler=list(drawn), num_workers=workers, persistent_workers=False))
+    fetch = _Drawn(data)
+    return (default_collate([fetch[key] for key in keys]) for keys in drawn)
+
+
+def positions(size: int, batch: int, number: int, seed: tuple) -> tuple[range, torch.Tensor]:
+    """Positions of batch `number` in the endless stream of passes, and the samples that stand there."""
+    at = range(number * batch, (number + 1) * batch)
+    index, position = [], at.start
+    while position < at.stop:
+        turn, offset = divmod(position, size)
+        index.append(_permutation(size, turn, seed)[offset : offset + at.stop - position])
+        position += len(index[-1])
+    return at, torch.cat(index)
+
+
+@lru_cache(maxsize=8)
+def _permutation(size: int, turn: int, seed: tuple) -> torch.Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(_number(seed, turn)))
+
+
+def _number(*words) -> int:
+    return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class _Drawn(Dataset):
+    """A data set whose own randomness follows from the sample's position in the stream, in whatever process it is drawn."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, key):
+        seed, position, index = key
+        number = _number(seed, "sample", position)
+        torch.manual_seed(number)
+        np.random.seed(number % 2**32)
+        random.seed(number)
+        return self.data[index]
+
+
+def whole(data, limit: int | None = None):
+    """All samples of a data set (or the first `limit`) as one batch of stacked tensors."""
+    if isinstance(data, TensorDataset):
+        return tuple(t[:limit] for t in data.tensors)
+    return default_collate(list(islice((data[i] for i in range(len(data))), limit)))
+
+
+def to_device(content: Any, device: torch.device) -> Any:
+    """Tensors of a batch on the device, whatever holds them."""
+    if isinstance(content, torch.Tensor):
+        return content.to(device, non_blocking=True)
+    if isinstance(content, dict):
+        return {k: to_device(v, device) for k, v in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(to_device(v, device) for v in content)
+    return content

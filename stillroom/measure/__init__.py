@@ -1,0 +1,25 @@
+"""Judges: what was kept, what was lost, what it costs."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stillroom.measure.classification import accuracy, agreement, calibration_error, predict
+
+__all__ = ["Proof", "accuracy", "agreement", "calibration_error", "predict"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What must be true of what was made: our number, and the one it must beat."""
+
+    ours: float
+    beats: float
+    unit: str
+    better: Literal["higher", "lower"] = "higher"
+    baseline: str = "the student alone"              # whose number `beats` is
+    also: dict[str, float] = field(default_factory=dict)    # further numbers worth knowing
+
+    @property
+    def holds(self) -> bool:
+        """Strictly better than the baseline."""
+        return self.ours > self.beats if self.better == "higher" else self.ours < self.beats

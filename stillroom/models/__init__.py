@@ -1,0 +1,1 @@
+"""Networks: those that papers contribute, and the small ones of the trials."""

@@ -1,0 +1,1 @@
+"""What methods share: pure torch, knowing neither Run nor recipes."""

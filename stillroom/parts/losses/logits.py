@@ -1,0 +1,24 @@
+"""Comparisons of class scores, [batch, classes]."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+UNLABELLED = -100      # the class of a sample without label; PyTorch's own ignore_index
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T²·KL(softmax(teacher/T) ‖ softmax(student/T)), summed over classes, mean over samples (Hinton et al. 2015, sec. 2).
+
+    student, teacher: logits [batch, classes]; returns a scalar in nats.
+    """
+    p, q = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+    return F.kl_div(p, q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def labels(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with the labels, mean over the samples that have one; 0 when none of the batch has.
+
+    logits [batch, classes], y [batch] with `UNLABELLED` where there is no label; returns a scalar in nats.
+    """
+    total = F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing)
+    return total / (y != UNLABELLED).sum().clamp(min=1)

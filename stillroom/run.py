@@ -1,0 +1,426 @@
+"""What a method needs from the machine: six verbs (keep, loop, update, log, mean, part), three facts (step, progress, device)."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from stillroom.batches import batches, to_device
+from stillroom.errors import Refused
+from stillroom.parts.optim import Optimiser
+from stillroom.progress import Progress
+
+FORMAT = 1
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(FloatingPointError):
+    """A term or gradient became NaN or infinite. Names the step and the term; no weight has been moved by it."""
+
+
+class Run:
+    """The engine. One `Run` is one use of a recipe; without a folder it lives in memory and leaves nothing behind.
+
+    folder      where log and checkpoints go; `resume=True` goes on from its last checkpoint, bit for bit on the CPU
+    seed        everything random follows from (seed, loop, step): no generator state is ever saved
+    device      "auto", "cpu", "cuda", "cuda:1", "mps"
+    precision   "fp32", "bf16", "fp16" (with loss scaling); weights stay fp32, the step runs under autocast
+    accumulate  micro-batches per update; refused where a method's update is not a mean over its batch
+    compile     `torch.compile` every actor in place
+    save_every  seconds between checkpoints
+    watch       judges run during training: name → function of the kept things by name
+    every       steps between two watches
+    trackers    "tensorboard", "wandb", "mlflow", "trackio"; a JSONL log is always written
+    workers     processes that load data
+    show        progress bar with time left
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        accumulate: int = 1,
+        compile: bool = False,
+        save_every: float = 300.0,
+        watch: Mapping[str, Callable[[dict[str, Any]], float]] | None = None,
+        every: int = 200,
+        trackers: tuple[str, ...] = (),
+        workers: int = 0,
+        show: bool = False,
+        resume: bool = False,
+    ):
+        if precision not in PRECISIONS:
+            raise Refused(f"precision {precision!r} is unknown", f"one of {', '.join(PRECISIONS)}")
+        if accumulate < 1:
+            raise Refused(f"accumulate={accumulate}", "a whole number from 1")
+        self.folder = Path(folder) if folder else None
+        self.seed, self.precision, self.accumulate, self.compile = seed, precision, accumulate, compile
+        self.device = _device(device)
+        self.workers, self.watch, self.every, self.save_every = workers, dict(watch or {}), every, save_every
+        self.step, self.progress = 0, 0.0
+        self.history: list[dict[str, Any]] = []      # every line of the log
+        self.seconds = 0.0                           # spent in loops, stops included in nothing
+        self._root, self._path, self._loop = self, "", None
+        self._things: dict[str, Any] = {}            # kept, by name
+        self._loops: dict[str, int] = {}             # steps done, by loop
+        self._open_loops: set[str] = set()
+        self._casting = ExitStack()
+        self._progress = Progress(show)
+        self._stop: str | None = None
+        self._handlers: dict[int, Any] = {}
+        self._saved_at = time.monotonic()
+        self._restored = self._read_checkpoint(resume)
+        self._trackers = _trackers(trackers, self.folder)
+
+    # --- six verbs ---------------------------------------------------------------------------------------------
+
+    def keep(self, **things: Any) -> None:
+        """Put modules, tensors, lists and optimisers on the device, and let them survive a stop.
+
+        On a resumed run each is restored on the spot, in place. Modules go into train mode.
+        """
+        root = self._root
+        for name, thing in things.items():
+            key = self._path + name
+            if key in root._things:
+                raise RuntimeError(f"two things are kept as {name!r}")
+            if isinstance(thing, Module):
+                root._ready(thing).train()
+            elif isinstance(thing, Optimiser) and root.precision == "fp16":
+                thing.scaler = torch.amp.GradScaler(root.device.type)
+            elif isinstance(thing, Tensor) and thing.device.type != root.device.type:
+                raise RuntimeError(f"{name!r} lies on {thing.device}: create it with device=run.device")
+            root._things[key] = thing
+            if key in root._restored["things"]:
+                _restore(thing, root._restored["things"].pop(key))
+
+    def loop(self, data=None, *, steps: int, batch: int | None = None, name: str = "loop", whole: bool = False) -> Iterator[Any]:
+        """Batches of `data` in an order computed from the seed, or step numbers when there is no data.
+
+        Each step runs under autocast with its own seed; a finished loop yields nothing when a run is resumed.
+        `whole`: the method's update is not a mean over the samples of a batch, so the batch must not be split.
+        """
+        root, key = self._root, self._path + name
+        if key in root._open_loops:
+            raise RuntimeError(f"two loops are called {name!r}: name them apart with run.loop(…, name=…)")
+        parts = root.accumulate
+        if parts > 1 and (data is None or whole):
+            raise Refused(f"accumulate={parts} would change this method: its update is not a mean over the samples of one batch",
+                          "run it with accumulate=1, and a smaller batch if memory is short")
+        if data is not None and (not batch or batch % parts):
+            raise Refused(f"a batch of {batch} cannot be split into {parts} equal parts",
+                          "choose batch as a multiple of accumulate")
+        root._open_loops.add(key)
+        done = root._loops.get(key, 0)
+        stream = None if data is None else batches(
+            data, batch // parts, start=done * parts, count=(steps - done) * parts, seed=(root.seed, key), workers=root.workers)
+        outer, self._loop = self._loop, _Loop(key, steps)
+        if done < steps:
+            root._progress.begin(key, steps, done)
+        began = time.perf_counter()
+        for step in range(done, steps):
+            self.step, self.progress, self._loop.step = step, step / steps, step
+            for micro in range(parts):
+                content = step if stream is None else to_device(next(stream), root.device)
+                self._loop.micro, self._loop.moved = micro, set()
+                root._reseed(key, step, micro)
+                try:
+                    root._casting.enter_context(root._autocast())
+                    yield content
+                finally:
+                    root._casting.close()
+            now = time.perf_counter()
+            root.seconds, began = root.seconds + now - began, now
+            root._loops[key] = step + 1
+            root._end_of_step(self._loop)
+            began = time.perf_counter()
+        self.progress, self._loop = 1.0, outer
+        root._progress.end(key)
+        root._reseed(key, steps, 0)              # what follows draws the same whether the loop ran now or before a stop
+
+    def update(self, opt: Optimiser, **terms: Tensor) -> bool:
+        """Descend the sum of the named terms; without terms, step on gradients already gathered.
+
+        Moves only what `opt` owns. True when weights moved. Raises `Diverged` before a NaN can reach a weight.
+        """
+        root, loop = self._root, self._loop
+        if loop is None:
+            raise RuntimeError("run.update belongs inside run.loop")
+        root._owned(opt)
+        if root.accumulate > 1 and (id(opt) in loop.moved or not terms):
+            raise Refused(f"accumulate={root.accumulate} would change this method: it updates more than once per batch",
+                          "run it with accumulate=1, and a smaller batch if memory is short")
+        loop.moved.add(id(opt))
+        if terms:
+            loop.note(_finite(terms, loop))
+            total = sum(terms.values()) / root.accumulate
+            with torch.autocast(root.device.type, enabled=False):
+                (opt.scaler.scale(total) if opt.scaler else total).backward(inputs=opt.params)
+        if loop.micro < root.accumulate - 1:
+            return False
+        with torch.no_grad():
+            moved = opt.step(self.progress)
+        if moved is None:
+            raise Diverged(f"{loop.key}, step {loop.step}: the gradient is not finite though every term is\n"
+                           "  → lower lr, clip the gradient, or use precision fp32; no weight was moved")
+        torch.clear_autocast_cache()             # else a second forward in this step would use stale casts of the weights
+        return moved
+
+    def log(self, **scalars: Any) -> None:
+        """Remember scalars of this step for the log."""
+        if self._loop is None:
+            raise RuntimeError("run.log belongs inside run.loop")
+        self._loop.note(scalars)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks; `x` itself on one machine."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            x = x.clone()
+            torch.distributed.all_reduce(x)
+            x /= torch.distributed.get_world_size()
+        return x
+
+    def part(self, name: str) -> "Run":
+        """A run for a recipe inside a recipe: same machine, own names."""
+        part = object.__new__(Run)
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
+        part.step, part.progress, part._loop = 0, 0.0, None
+        part._root, part._path = self._root, f"{self._path}{name}/"
+        return part
+
+    # --- around a recipe ---------------------------------------------------------------------------------------
+
+    def place(self, actor: Any) -> Any:
+        """An actor on the device: modules in place, tensors as leaves, tuples and lists element by element."""
+        if isinstance(actor, Module):
+            return self._root._ready(actor)
+        if isinstance(actor, Tensor) and actor.device != self.device:
+            return actor.detach().to(self.device).requires_grad_(actor.requires_grad)
+        if type(actor) in (list, tuple):
+            return type(actor)(map(self.place, actor))
+        return actor
+
+    def finish(self, made: Any) -> Any:
+        """Close the run around what was made: modules to eval mode, last checkpoint, trackers."""
+        if isinstance(made, Module):
+            made.eval()
+        if self._root is self:
+            if self.folder:
+                self.save()
+            for tracker in self._trackers:
+                tracker.close()
+        return made
+
+    def __enter__(self) -> "Run":
+        if self._root is self:
+            self._reseed("begin", 0, 0)
+            if self.folder and threading.current_thread() is threading.main_thread():
+                self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._root is self:
+            self._casting.close()
+            self._progress.close()
+            for s, handler in self._handlers.items():
+                signal.signal(s, handler)
+            self._handlers = {}
+
+    def save(self) -> None:
+        """Write the checkpoint: to a new file, flushed to disk, then renamed over the old one."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / "log.jsonl"
+        state = {"format": FORMAT, "seed": self.seed, "loops": dict(self._loops), "seconds": self.seconds,
+                 "log": log.stat().st_size if log.exists() else 0,
+                 "things": {**self._restored["things"], **{k: _state(v) for k, v in self._things.items()}}}
+        new = self.folder / "checkpoint.new"
+        with open(new, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.folder / "checkpoint.pt")
+        self._saved_at = time.monotonic()
+
+    # --- plumbing ----------------------------------------------------------------------------------------------
+
+    def _ready(self, module: Module) -> Module:
+        module.to(self.device)
+        if self.compile and not any(m._compiled_call_impl for m in module.modules()):
+            module.compile()
+        return module
+
+    def _autocast(self):
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _reseed(self, key: str, step: int, micro: int) -> None:
+        rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+        digest = blake2b(f"{self.seed}/{key}/{step}/{micro}/{rank}".encode(), digest_size=8).digest()
+        number = int.from_bytes(digest, "little") >> 1
+        torch.manual_seed(number)
+        np.random.seed(number % 2**32)
+        random.seed(number)
+
+    def _owned(self, opt: Optimiser) -> None:
+        """Everything that learns is kept; said once per optimiser."""
+        if opt.checked:
+            return
+        if not any(thing is opt for thing in self._things.values()):
+            raise RuntimeError("run.update with an optimiser that is not kept: name it in run.keep")
+        kept = {id(p) for thing in self._things.values() for p in (thing.parameters() if isinstance(thing, Module) else [thing])}
+        if any(id(p) not in kept for p in opt.params):
+            raise RuntimeError("the optimiser moves weights that are not kept: name their module or tensor in run.keep")
+        opt.checked = True
+
+    def _end_of_step(self, loop: "_Loop") -> None:
+        last = loop.step + 1 == loop.steps
+        watched = bool(self.watch) and (last or (loop.step + 1) % self.every == 0)
+        if watched:
+            loop.note(self._watched())
+        if last or watched or loop.step % max(1, loop.steps // 200) == 0:
+            line = {"loop": loop.key, "step": loop.step, "seconds": round(self.seconds, 3), **loop.scalars()}
+            self.history.append(line)
+            if self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            for tracker in self._trackers:
+                tracker.log(line)
+        self._progress.advance(loop.key, loop.step + 1, loop.shown)
+        loop.clear()
+        if self._stop or (self.folder and time.monotonic() - self._saved_at > self.save_every):
+            self.save()
+        if self._stop:
+            raise KeyboardInterrupt(f"{self._stop} at step {loop.step + 1} of {loop.key!r}; all of it is saved. "
+                                    f"Go on with: stillroom run --resume {self.folder}")
+
+    @torch.no_grad()
+    def _watched(self) -> dict[str, float]:
+        modules = [m for t in self._things.values() if isinstance(t, Module) for m in t.modules()]
+        modes = [m.training for m in modules]
+        try:
+            for m in modules:
+                m.training = False
+            return {name: float(judge(self._things)) for name, judge in self.watch.items()}
+        finally:
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+
+    def _on_signal(self, number: int, _frame) -> None:
+        if self._stop:                           # asked twice: at once, without saving
+            raise KeyboardInterrupt
+        self._stop = signal.Signals(number).name
+
+    def _read_checkpoint(self, resume: bool) -> dict[str, Any]:
+        empty = {"things": {}}
+        file = self.folder / "checkpoint.pt" if self.folder else None
+        if file is None or not file.exists():
+            if resume:
+                raise Refused(f"nothing to resume: {file or 'a run without folder'} does not exist",
+                              "leave out resume, or name the run's folder")
+            return empty
+        if not resume:
+            raise Refused(f"{self.folder} already holds a run",
+                          "resume it (resume=True, `stillroom run --resume FOLDER`) or name another folder")
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            format, seed = state["format"], state["seed"]
+        except Exception as error:
+            raise Refused(f"{file} is damaged ({type(error).__name__})", "delete it to start this run anew") from error
+        if format != FORMAT or seed != self.seed:
+            raise Refused(f"{file} was written with seed {seed}, format {format}; this run has seed {self.seed}, format {FORMAT}",
+                          "use the same seed and version, or another folder")
+        self._loops, self.seconds = state["loops"], state["seconds"]
+        log = file.with_name("log.jsonl")
+        if log.exists():                         # lines after the checkpoint will be written again
+            os.truncate(log, state["log"])
+            self.history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return state
+
+
+class _Loop:
+    """What a running loop knows of its current step."""
+
+    def __init__(self, key: str, steps: int):
+        self.key, self.steps, self.step, self.micro = key, steps, 0, 0
+        self.moved: set[int] = set()             # optimisers updated on this micro-batch
+        self.shown: dict[str, float] = {}        # last values, for the progress bar
+        self.noted: dict[str, list[Any]] = {}
+
+    def note(self, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self.noted.setdefault(name, []).append(value)
+
+    def scalars(self) -> dict[str, float]:
+        """Mean of each scalar over this step (micro-batches, inner epochs)."""
+        self.shown = {k: sum(map(float, v)) / len(v) for k, v in self.noted.items()}
+        return self.shown
+
+    def clear(self) -> None:
+        self.noted = {}
+
+
+def _finite(terms: Mapping[str, Tensor], loop: _Loop) -> dict[str, float]:
+    for name, term in terms.items():
+        if term.numel() != 1:
+            raise RuntimeError(f"term {name!r} has shape {list(term.shape)}: reduce it to a scalar")
+    values = torch.stack([t.detach().float().reshape(()) for t in terms.values()]).tolist()
+    for name, value in zip(terms, values, strict=True):
+        if not np.isfinite(value):
+            raise Diverged(f"{loop.key}, step {loop.step}: term {name!r} is {value}\n"
+                           "  → lower lr, clip the gradient, or use precision fp32; no weight was moved")
+    return dict(zip(terms, values, strict=True))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise Refused(f"device {name!r} is unknown", "auto, cpu, cuda, cuda:1, mps") from error
+    if not there.get(device.type, lambda: True)():
+        raise Refused(f"device {name!r} is not on this machine", "use device=auto or cpu, or install the PyTorch build for it")
+    return device
+
+
+def _state(thing: Any) -> Any:
+    if hasattr(thing, "state_dict"):
+        return thing.state_dict()
+    return thing.detach() if isinstance(thing, Tensor) else thing
+
+
+def _restore(thing: Any, saved: Any) -> None:
+    if hasattr(thing, "load_state_dict"):
+        thing.load_state_dict(saved)
+    elif isinstance(thing, Tensor):
+        thing.detach().copy_(saved)
+    elif isinstance(thing, list):
+        thing[:] = saved
+    else:
+        raise RuntimeError(f"run.keep takes modules, tensors, lists and what has a state_dict, not {type(thing).__name__}")
+
+
+def _trackers(names: tuple[str, ...], folder: Path | None) -> list[Any]:
+    if not names:
+        return []
+    from stillroom.trackers import tracker
+
+    return [tracker(name, folder) for name in names]
