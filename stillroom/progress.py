@@ -8,7 +8,8 @@ class Progress:
     def __init__(self, show: bool):
         self.bar: Any = None
         self.tasks: dict[str, Any] = {}
-        self.told, self.began = 0.0, {}
+        self.told = 0.0
+        self.began: dict[str, tuple[float, int, int]] = {}
         self.show, self.live = show, False
         if show:
             from rich.console import Console

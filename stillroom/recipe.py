@@ -22,9 +22,7 @@ class Recipe:
     actors, puts them on the run's device, and hands them to `distill`, which returns what was made.
     """
 
-    def distill(self, run, **actors) -> Any:
-        """The algorithm: loops with `run.loop`, learns with `run.update`, returns a student, pixels, a policy …"""
-        raise TypeError(f"{type(self).__name__} has no `distill`")
+    distill: Any     # def distill(self, run, **actors): loops with `run.loop`, learns with `run.update`, returns what was made
 
     def __call__(self, run=None, **actors) -> Any:
         """Check the actors, place them on the device, distil. Raises `Refused` before any work is lost."""
@@ -115,7 +113,8 @@ def card(name: str) -> Card:
     missing = {"teacher", "compares", "learns"} - set(rows)
     if missing:
         raise ValueError(f"{file}: the card has no row {', '.join(sorted(missing))}")
-    return Card(name, file.parent.name, file, short, title, *(s.strip() for s in source), rows)
+    authors, venue, link = map(str.strip, source)
+    return Card(name, file.parent.name, file, short, title, authors, venue, link, rows)
 
 
 @cache

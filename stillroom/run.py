@@ -75,7 +75,8 @@ class Run:
         self.step, self.progress = 0, 0.0
         self.history: list[dict[str, Any]] = []      # every line of the log
         self.seconds = 0.0                           # spent in loops, stops included in nothing
-        self._root, self._path, self._loop = self, "", None
+        self._root, self._path = self, ""
+        self._loop: _Loop | None = None
         self._things: dict[str, Any] = {}            # kept, by name
         self._loops: dict[str, int] = {}             # steps done, by loop
         self._open_loops: set[str] = set()
@@ -127,17 +128,17 @@ class Run:
                           "choose batch as a multiple of accumulate")
         root._open_loops.add(key)
         done = root._loops.get(key, 0)
-        stream = None if data is None else batches(
+        stream = None if data is None or not batch else batches(
             data, batch // parts, start=done * parts, count=(steps - done) * parts, seed=(root.seed, key), workers=root.workers)
-        outer, self._loop = self._loop, _Loop(key, steps)
+        outer, self._loop = self._loop, (loop := _Loop(key, steps))
         if done < steps:
             root._progress.begin(key, steps, done)
         began = time.perf_counter()
         for step in range(done, steps):
-            self.step, self.progress, self._loop.step = step, step / steps, step
+            self.step, self.progress, loop.step = step, step / steps, step
             for micro in range(parts):
                 content = step if stream is None else to_device(next(stream), root.device)
-                self._loop.micro, self._loop.moved = micro, set()
+                loop.micro, loop.moved = micro, set()
                 root._reseed(key, step, micro)
                 try:
                     root._casting.enter_context(root._autocast())
@@ -147,7 +148,7 @@ class Run:
             now = time.perf_counter()
             root.seconds, began = root.seconds + now - began, now
             root._loops[key] = step + 1
-            root._end_of_step(self._loop)
+            root._end_of_step(loop)
             began = time.perf_counter()
         self.progress, self._loop = 1.0, outer
         root._progress.end(key)
@@ -168,7 +169,7 @@ class Run:
         loop.moved.add(id(opt))
         if terms:
             loop.note(_finite(terms, loop))
-            total = sum(terms.values()) / root.accumulate
+            total = sum(terms.values(), torch.zeros((), device=root.device)) / root.accumulate
             with torch.autocast(root.device.type, enabled=False):
                 (opt.scaler.scale(total) if opt.scaler else total).backward(inputs=opt.params)
         if loop.micro < root.accumulate - 1:
@@ -197,7 +198,7 @@ class Run:
 
     def part(self, name: str) -> "Run":
         """A run for a recipe inside a recipe: same machine, own names."""
-        part = object.__new__(Run)
+        part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
         part.step, part.progress, part._loop = 0, 0.0, None
         part._root, part._path = self._root, f"{self._path}{name}/"
@@ -328,7 +329,7 @@ class Run:
         self._stop = signal.Signals(number).name
 
     def _read_checkpoint(self, resume: bool) -> dict[str, Any]:
-        empty = {"things": {}}
+        empty: dict[str, Any] = {"things": {}}
         file = self.folder / "checkpoint.pt" if self.folder else None
         if file is None or not file.exists():
             if resume:
@@ -391,12 +392,12 @@ def _finite(terms: Mapping[str, Tensor], loop: _Loop) -> dict[str, float]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise Refused(f"device {name!r} is unknown", "auto, cpu, cuda, cuda:1, mps") from error
-    if not there.get(device.type, lambda: True)():
+    if (device.index or 0) >= count.get(device.type, 1 + (device.index or 0)):
         raise Refused(f"device {name!r} is not on this machine", "use device=auto or cpu, or install the PyTorch build for it")
     return device
 

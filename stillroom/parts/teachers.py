@@ -48,7 +48,8 @@ class Ema(_Teacher):
     @torch.no_grad()
     def follow(self, student: Module, momentum: float) -> None:
         """One step towards the student; `momentum` in [0, 1], 1 stays where it is."""
-        mine, yours = list(self.model.parameters()), list(student.parameters())
+        mine: list[Tensor] = list(self.model.parameters())
+        yours: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, yours, 1 - momentum)
         for old, new in zip(self.model.buffers(), student.buffers(), strict=True):
             old.copy_(new)

@@ -16,9 +16,8 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def labels(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with the labels, mean over the samples that have one; 0 when none of the batch has.
+    """Cross-entropy with the labels, mean over the batch; a sample without a label counts 0 (so that parts of a batch add up).
 
     logits [batch, classes], y [batch] with `UNLABELLED` where there is no label; returns a scalar in nats.
     """
-    total = F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing)
-    return total / (y != UNLABELLED).sum().clamp(min=1)
+    return F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing) / len(y)

@@ -1,0 +1,6 @@
+"""One thread a process: the tests run beside each other."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
