@@ -59,7 +59,7 @@ class _Drawn(Dataset):
     def __getitem__(self, key):
         seed, position, index = key
         number = _number(seed, "sample", position)
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)
         np.random.seed(number % 2**32)
         random.seed(number)
         return self.data[index]

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -170,7 +170,7 @@ class Run:
         if terms:
             loop.note(_finite(terms, loop))
             total = sum(terms.values(), torch.zeros((), device=root.device)) / root.accumulate
-            with torch.autocast(root.device.type, enabled=False):
+            with torch.autocast(root.device.type, enabled=False) if PRECISIONS[root.precision] else nullcontext():
                 (opt.scaler.scale(total) if opt.scaler else total).backward(inputs=opt.params)
         if loop.micro < root.accumulate - 1:
             return False
@@ -268,13 +268,15 @@ class Run:
 
     def _autocast(self):
         dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def _reseed(self, key: str, step: int, micro: int) -> None:
         rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
         digest = blake2b(f"{self.seed}/{key}/{step}/{micro}/{rank}".encode(), digest_size=8).digest()
         number = int.from_bytes(digest, "little") >> 1
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)      # torch.manual_seed formats a stack trace for CUDA each time: 0.2 ms
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).manual_seed(number)
         np.random.seed(number % 2**32)
         random.seed(number)
 
