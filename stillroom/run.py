@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from stillroom import checkpoint
 from stillroom.batches import batches, to_device
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
 from stillroom.progress import Progress
 
-FORMAT = 1
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -85,7 +85,7 @@ class Run:
         self._stop: str | None = None
         self._handlers: dict[int, Any] = {}
         self._saved_at = time.monotonic()
-        self._restored = self._read_checkpoint(resume)
+        self._restored = self._go_on(resume)         # kept things of a checkpoint that are not asked for yet
         self._trackers = _trackers(trackers, self.folder)
 
     # --- six verbs ---------------------------------------------------------------------------------------------
@@ -102,13 +102,16 @@ class Run:
                 raise RuntimeError(f"two things are kept as {name!r}")
             if isinstance(thing, Module):
                 root._ready(thing).train()
-            elif isinstance(thing, Optimiser) and root.precision == "fp16":
-                thing.scaler = torch.amp.GradScaler(root.device.type)
-            elif isinstance(thing, Tensor) and thing.device.type != root.device.type:
-                raise RuntimeError(f"{name!r} lies on {thing.device}: create it with device=run.device")
+            elif isinstance(thing, Optimiser):
+                thing.scaler = torch.amp.GradScaler(root.device.type) if root.precision == "fp16" else None
+            elif isinstance(thing, Tensor):
+                if thing.device.type != root.device.type:
+                    raise RuntimeError(f"{name!r} lies on {thing.device}: create it with device=run.device")
+            elif not isinstance(thing, list) and not hasattr(thing, "state_dict"):
+                raise RuntimeError(f"a kept thing is a module, tensor, list or has a state_dict; {name!r} is a {type(thing).__name__}")
             root._things[key] = thing
-            if key in root._restored["things"]:
-                _restore(thing, root._restored["things"].pop(key))
+            if key in root._restored:
+                checkpoint.restore(thing, root._restored.pop(key))
 
     def loop(self, data=None, *, steps: int, batch: int | None = None, name: str = "loop", whole: bool = False) -> Iterator[Any]:
         """Batches of `data` in an order computed from the seed, or step numbers when there is no data.
@@ -243,19 +246,12 @@ class Run:
             self._handlers = {}
 
     def save(self) -> None:
-        """Write the checkpoint: to a new file, flushed to disk, then renamed over the old one."""
+        """Write the checkpoint of everything kept."""
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "log.jsonl"
-        state = {"format": FORMAT, "seed": self.seed, "loops": dict(self._loops), "seconds": self.seconds,
-                 "log": log.stat().st_size if log.exists() else 0,
-                 "things": {**self._restored["things"], **{k: _state(v) for k, v in self._things.items()}}}
-        new = self.folder / "checkpoint.new"
-        with open(new, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.folder / "checkpoint.pt")
+        things = {**self._restored, **{k: checkpoint.state_of(v) for k, v in self._things.items()}}
+        checkpoint.write(self.folder, {"seed": self.seed, "loops": dict(self._loops), "seconds": self.seconds,
+                                       "log": log.stat().st_size if log.exists() else 0, "things": things})
         self._saved_at = time.monotonic()
 
     # --- plumbing ----------------------------------------------------------------------------------------------
@@ -330,31 +326,17 @@ class Run:
             raise KeyboardInterrupt
         self._stop = signal.Signals(number).name
 
-    def _read_checkpoint(self, resume: bool) -> dict[str, Any]:
-        empty: dict[str, Any] = {"things": {}}
-        file = self.folder / "checkpoint.pt" if self.folder else None
-        if file is None or not file.exists():
-            if resume:
-                raise Refused(f"nothing to resume: {file or 'a run without folder'} does not exist",
-                              "leave out resume, or name the run's folder")
-            return empty
-        if not resume:
-            raise Refused(f"{self.folder} already holds a run",
-                          "resume it (resume=True, `stillroom run --resume FOLDER`) or name another folder")
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            format, seed = state["format"], state["seed"]
-        except Exception as error:
-            raise Refused(f"{file} is damaged ({type(error).__name__})", "delete it to start this run anew") from error
-        if format != FORMAT or seed != self.seed:
-            raise Refused(f"{file} was written with seed {seed}, format {format}; this run has seed {self.seed}, format {FORMAT}",
-                          "use the same seed and version, or another folder")
+    def _go_on(self, resume: bool) -> dict[str, Any]:
+        """The kept things of the checkpoint in the folder, by name; its log is cut where the checkpoint was written."""
+        state = checkpoint.read(self.folder, resume, self.seed)
+        if state is None or self.folder is None:
+            return {}
         self._loops, self.seconds = state["loops"], state["seconds"]
-        log = file.with_name("log.jsonl")
-        if log.exists():                         # lines after the checkpoint will be written again
+        log = self.folder / "log.jsonl"
+        if log.exists():
             os.truncate(log, state["log"])
             self.history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        return state
+        return state["things"]
 
 
 class _Loop:
@@ -402,23 +384,6 @@ def _device(name: str) -> torch.device:
     if (device.index or 0) >= count.get(device.type, 1 + (device.index or 0)):
         raise Refused(f"device {name!r} is not on this machine", "use device=auto or cpu, or install the PyTorch build for it")
     return device
-
-
-def _state(thing: Any) -> Any:
-    if hasattr(thing, "state_dict"):
-        return thing.state_dict()
-    return thing.detach() if isinstance(thing, Tensor) else thing
-
-
-def _restore(thing: Any, saved: Any) -> None:
-    if hasattr(thing, "load_state_dict"):
-        thing.load_state_dict(saved)
-    elif isinstance(thing, Tensor):
-        thing.detach().copy_(saved)
-    elif isinstance(thing, list):
-        thing[:] = saved
-    else:
-        raise RuntimeError(f"run.keep takes modules, tensors, lists and what has a state_dict, not {type(thing).__name__}")
 
 
 def _trackers(names: tuple[str, ...], folder: Path | None) -> list[Any]:
