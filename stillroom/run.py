@@ -108,7 +108,7 @@ class Run:
                 if thing.device.type != root.device.type:
                     raise RuntimeError(f"{name!r} lies on {thing.device}: create it with device=run.device")
             elif not isinstance(thing, list) and not hasattr(thing, "state_dict"):
-                raise RuntimeError(f"{name!r} is a {type(thing).__name__}: keep modules, tensors, lists and what has a state_dict")
+                raise RuntimeError(f"{name!r} is a {type(thing).__name__}: keep modules, tensors, lists, what has a state_dict")
             root._things[key] = thing
             if key in root._restored:
                 checkpoint.restore(thing, root._restored.pop(key))

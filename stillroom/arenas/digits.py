@@ -3,7 +3,7 @@
 import copy
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch.nn import Module
@@ -11,12 +11,13 @@ from torch.utils.data import TensorDataset
 
 from stillroom.arenas.alone import Alone
 from stillroom.arenas.cast import Cast
+from stillroom.arenas.single import Single
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn, mlp
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.run import Run
 
-Regime = Literal["clean", "few", "noisy"]
+Regime = Literal["clean", "few", "noisy", "weak"]
 SPLIT = (1197, 100, 500)      # train, valid (for tuning), test
 
 
@@ -26,6 +27,10 @@ def digits(regime: Regime = "few", seed: int = 0) -> Cast:
     clean   every training label is there and right
     few     fifty labels, five a class; the other training images come without
     noisy   two labels in five are wrong, drawn evenly from the other classes
+    weak    as few, and the teacher has seen no more than thirty labels, of other images
+
+    Baselines, with the budget of the trials: `alone` (labels only), `kd` (plain KD), `single` (labels
+    and teacher on one head, in DHO's batches).
     """
     ground = _ground(regime, seed)
     student = _fresh_student(seed)
@@ -33,6 +38,7 @@ def digits(regime: Regime = "few", seed: int = 0) -> Cast:
         {"student": student, "teacher": copy.deepcopy(ground.teacher), "data": ground.train},
         data=f"scikit-learn digits, {regime}", valid=ground.valid, test=ground.test, labelled=ground.labelled,
         accuracy=lambda net: accuracy(net, ground.test), alone=lambda: _alone(regime, seed),
+        kd=lambda: _kd(regime, seed), single=lambda: _single(regime, seed),
     )
 
 
@@ -48,24 +54,28 @@ def _ground(regime: Regime, seed: int) -> SimpleNamespace:
     clean = TensorDataset(x[train], y[train])
     given = y[train].clone()
     draw = torch.Generator().manual_seed(seed)
-    if regime == "few":
+    taught = clean
+    if regime in ("few", "weak"):
         order = torch.randperm(len(given), generator=draw)
         known = torch.cat([order[given[order] == c][:5] for c in range(10)])
+        if regime == "weak":
+            other = torch.cat([order[given[order] == c][5:8] for c in range(10)])
+            taught = TensorDataset(x[train][other], y[train][other])
         given = torch.full_like(given, UNLABELLED).index_copy(0, known, given[known])
     elif regime == "noisy":
         wrong = torch.rand(len(given), generator=draw) < 0.4
         given = torch.where(wrong, (given + torch.randint(1, 10, given.shape, generator=draw)) % 10, given)
     elif regime != "clean":
-        raise ValueError(f"regime {regime!r} is unknown: clean, few or noisy")
+        raise ValueError(f"regime {regime!r} is unknown: {', '.join(get_args(Regime))}")
     has = given != UNLABELLED
     return SimpleNamespace(
         train=TensorDataset(x[train], given), labelled=TensorDataset(x[train][has], given[has]),
-        valid=TensorDataset(x[valid], y[valid]), test=TensorDataset(x[test], y[test]), teacher=_teacher(clean, seed))
+        valid=TensorDataset(x[valid], y[valid]), test=TensorDataset(x[test], y[test]), teacher=_teacher(taught, seed))
 
 
-def _teacher(clean: TensorDataset, seed: int) -> Module:
+def _teacher(taught: TensorDataset, seed: int) -> Module:
     torch.manual_seed(seed)
-    return Alone(steps=300)(Run(seed=seed), student=cnn(width=16), data=clean)
+    return Alone(steps=300)(Run(seed=seed), student=cnn(width=16), data=taught)
 
 
 def _fresh_student(seed: int) -> Module:
@@ -77,3 +87,19 @@ def _fresh_student(seed: int) -> Module:
 def _alone(regime: Regime, seed: int) -> Module:
     """The student taught by the labels alone, with the budget of the trials."""
     return Alone(steps=600)(Run(seed=seed), student=_fresh_student(seed), data=_ground(regime, seed).train)
+
+
+@lru_cache(maxsize=4)
+def _kd(regime: Regime, seed: int) -> Module:
+    """The student taught by plain KD, with the budget of the trials."""
+    from stillroom.recipes.classification.kd import KD  # which stands on this ground itself
+
+    ground = _ground(regime, seed)
+    return KD(steps=600)(Run(seed=seed), student=_fresh_student(seed), teacher=copy.deepcopy(ground.teacher), data=ground.train)
+
+
+@lru_cache(maxsize=4)
+def _single(regime: Regime, seed: int) -> Module:
+    """The student taught by labels and teacher on one head, with the batches and the budget of DHO's trial."""
+    ground, method = _ground(regime, seed), Single(lr=0.01, steps=600)
+    return method(Run(seed=seed), student=_fresh_student(seed), teacher=copy.deepcopy(ground.teacher), data=ground.train)

@@ -31,11 +31,10 @@ class Optimiser:
         finite = bool(norm.isfinite())
         if finite and self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.clip, norm)
-        if self.scaler:
-            self.scaler.step(self.inner)
-            self.scaler.update()
-        elif finite:
+        if finite:
             self.inner.step()
+        if self.scaler:
+            self.scaler.update()
         self.inner.zero_grad(set_to_none=True)
         return finite or (False if self.scaler else None)
 

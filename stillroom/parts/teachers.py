@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 
-class _Teacher(Module):
+class Teacher(Module):
     """A model in eval mode for good, without gradients: `train()` has no effect on it."""
 
     def __init__(self, model: Module):
@@ -22,8 +22,12 @@ class _Teacher(Module):
     def forward(self, *inputs, **named):
         return self.model(*inputs, **named)
 
+    def scaled(self, *inputs) -> tuple:
+        """The inputs as the model wants them."""
+        return inputs
 
-class Frozen(_Teacher):
+
+class Frozen(Teacher):
     """The given model itself, frozen. `mean`, `std` (per channel): its own input scale, when inputs come in [0, 1]."""
 
     def __init__(self, model: Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
@@ -33,13 +37,28 @@ class Frozen(_Teacher):
 
     @torch.no_grad()
     def forward(self, *inputs, **named):
-        if self.mean is not None or self.std is not None:
-            x = inputs[0] if self.mean is None else inputs[0] - self.mean
-            inputs = (x if self.std is None else x / self.std, *inputs[1:])
-        return self.model(*inputs, **named)
+        return self.model(*self.scaled(*inputs), **named)
+
+    def scaled(self, *inputs) -> tuple:
+        """The inputs as the model wants them: the first on its own scale."""
+        if self.mean is None and self.std is None:
+            return inputs
+        x = inputs[0] if self.mean is None else inputs[0] - self.mean
+        return (x if self.std is None else x / self.std, *inputs[1:])
 
 
-class Ema(_Teacher):
+class Batched(Teacher):
+    """A frozen copy of the model whose batch norms take the statistics of the batch at hand (an option of SSLD, Cui et al. 2021).
+    The given model and its running statistics stay as they are."""
+
+    def __init__(self, model: Module):
+        super().__init__(copy.deepcopy(model))
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.track_running_stats, module.running_mean, module.running_var = False, None, None
+
+
+class Ema(Teacher):
     """A copy of the student that follows it: θ ← m·θ + (1 − m)·θ_student (He et al. 2020, eq. 2). Buffers are copied."""
 
     def __init__(self, student: Module):
@@ -55,7 +74,7 @@ class Ema(_Teacher):
             old.copy_(new)
 
 
-class Past(_Teacher):
+class Past(Teacher):
     """The student as it was at the last snapshot."""
 
     def __init__(self, student: Module):
@@ -67,7 +86,7 @@ class Past(_Teacher):
         self.model.load_state_dict(student.state_dict())
 
 
-class Random(_Teacher):
+class Random(Teacher):
     """A network whose weights were never trained: the given one, frozen as it was initialised."""
 
 

@@ -1,0 +1,93 @@
+"""The command `stillroom`: finds its commands by their files, and turns what a user got wrong into one sentence and a remedy."""
+
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from stillroom import __version__
+from stillroom.errors import Refused, nearest
+
+HERE = Path(__file__).parent / "commands"
+ORDER = ("list", "show", "cite", "try", "run", "teach", "compare", "plan", "measure", "export", "prove", "completion")
+EXAMPLES = """\
+  stillroom try kd                        does it work? its own trial and proof, ten seconds
+  stillroom run kd                        a whole run on handwritten digits, nothing to name, nothing to download
+  stillroom teach --student timm:resnet50 --data folder:images --folder runs/teacher
+  stillroom run kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --folder runs/small
+  stillroom measure runs/small            what was kept, what it costs
+  stillroom export runs/small --onnx      the file to ship, checked against PyTorch
+"""
+FINE, BUG, REFUSED, DIVERGED, STOPPED = 0, 1, 2, 3, 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 when all is well, 1 when a proof does not hold, 2 for bad input, 3 when a run diverged,
+    130 when it was stopped."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _run(words)
+    except Refused as error:
+        return _say(f"stillroom: {error}", REFUSED)
+    except FloatingPointError as error:          # run.Diverged, without importing torch to name it
+        return _say(f"stillroom: diverged: {error}", DIVERGED)
+    except KeyboardInterrupt as stop:
+        return _say(f"stillroom: stopped{f': {stop}' if str(stop) else ''}", STOPPED)
+    except BrokenPipeError:                      # `stillroom list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    except SystemExit as done:                   # the parser has said why
+        return done.code if isinstance(done.code, int) else FINE if done.code is None else _say(str(done.code), REFUSED)
+
+
+def commands() -> dict[str, str]:
+    """Every command and its one line of help, from the files in commands/ without importing them."""
+    names = sorted((p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_")),
+                   key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    trees = {n: ast.parse((HERE / f"{n}.py").read_text(encoding="utf-8")) for n in names}
+    return {n: (ast.get_docstring(tree) or "").partition("\n")[0] for n, tree in trees.items()}
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return FINE
+    if words[0] in ("--version", "-V"):
+        print(f"stillroom {__version__}")
+        return FINE
+    name, rest = words[0].replace("-", "_"), words[1:]
+    if not (HERE / f"{name}.py").exists() or name.startswith("_"):
+        raise Refused(f"there is no command {words[0]!r}", nearest(words[0], commands()))
+    module = import_module(f"stillroom.commands.{name}")
+    if hasattr(module, "command"):
+        result = module.command(rest)
+    else:
+        import tyro
+
+        result = tyro.cli(getattr(module, name), args=rest, prog=f"stillroom {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    sys.stdout.flush()                           # so that a closed pipe is met here
+    return result if type(result) is int else FINE
+
+
+def usage() -> str:
+    """What `stillroom --help` prints."""
+    width = max(40, shutil.get_terminal_size((110, 20)).columns)
+    table = "\n".join(f"  {name:<12}{line}"[:width] for name, line in commands().items())
+    return (f"stillroom {__version__}: make a model small, and show that it is still good\n\n"
+            f"usage: stillroom COMMAND …        stillroom COMMAND --help says more of each\n\n{table}\n\n"
+            f"examples\n{EXAMPLES}\n"
+            "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
+            "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH\n"
+            "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What the contestants of one seed share: teacher, student, splits."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import TensorDataset
+
+from stillroom import arenas
+from stillroom.arenas.alone import labelled
+from stillroom.errors import Refused
+from stillroom.measure.classification import predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """One seed's teacher, student and data."""
+
+    train: Any
+    valid: Any
+    test: Any
+    teacher: Module
+    student: Module           # never trained: every contestant gets a copy, so all begin with the same weights
+    words: str                # what the data are
+    classes: list[str]
+    shape: tuple[int, ...]    # of one sample
+
+    def actors(self, wanted: Iterable[str]) -> dict[str, Any]:
+        """Fresh copies of the networks, and the training split."""
+        return {name: self.train if name == "data" else copy.deepcopy(getattr(self, name)) for name in wanted}
+
+
+def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any]) -> Ground:
+    """The digits arena of this seed, with whatever is given in the arena's place. Raises `Refused` for what does not fit together.
+
+    given    teacher, student, data: names, objects, or "" for the arena's
+    reading  size, channels, pretrained, skip_corrupt, as `zoo` takes them
+    """
+    if given["data"]:
+        split = _splits(given["data"], reading)
+    else:
+        cast = arenas.digits(regime, seed)          # every seed draws its own split, labels and teacher
+        split = SimpleNamespace(train=cast.actors["data"], valid=cast.valid, test=cast.test, words=cast.data)
+    shape, classes = _look(split)
+    torch.manual_seed(1000 + seed)
+    networks = {who: _network(given[who], classes, shape, reading) if given[who] else cast.actors[who] for who in ("student", "teacher")}
+    made = Ground(train=split.train, valid=split.valid, test=split.test, words=split.words, classes=classes, shape=shape, **networks)
+    _check(made)
+    return made
+
+
+def _splits(data: Any, reading: dict[str, Any]) -> SimpleNamespace:
+    """Train, validation and test of the user's data: the same for every seed, or a test image might have been among the teacher's."""
+    from stillroom import zoo
+
+    if isinstance(data, str):
+        split = zoo.splits(data, **{k: v or None for k, v in reading.items() if k in ("size", "channels")},
+                           skip_corrupt=reading["skip_corrupt"])
+    else:
+        split = data
+    words = getattr(split.train, "words", "") or (data if isinstance(data, str) else type(split.train).__name__)
+    return SimpleNamespace(train=split.train, valid=split.valid, test=split.test, words=words)
+
+
+def _look(split) -> tuple[tuple[int, ...], list[str]]:
+    """Shape of a sample and the names of the classes. Raises `Refused` where labels are missing that compare needs."""
+    for name in ("valid", "test"):
+        part = getattr(split, name)
+        if part is None or not len(part):
+            raise Refused(f"the data have no {name} split", "compare chooses on one and judges on the other: add images to it")
+        if len(labelled(part)) < len(part):
+            raise Refused(f"the {name} split has samples without a label", "label them or leave them out: compare judges by labels")
+    if not len(labelled(split.train)):
+        raise Refused("no training sample has a label", "the student alone needs a few: label some, or use `stillroom run`")
+    classes = getattr(split.train, "classes", None) or range(int(max(targets(split.test).max(), targets(split.valid).max())) + 1)
+    return tuple(split.train[0][0].shape), [str(c) for c in classes]
+
+
+def targets(data: Any) -> Tensor:
+    """The classes of all samples of a split, [n]."""
+    return data.tensors[1] if isinstance(data, TensorDataset) else torch.as_tensor(data.targets)
+
+
+def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: dict[str, Any]) -> Module:
+    """A network by its name, from a function that makes one, or a copy of the given one."""
+    if isinstance(given, str):
+        from stillroom import zoo
+
+        return zoo.model(given, classes=len(classes), channels=shape[0], size=shape[-1], pretrained=reading["pretrained"])
+    return copy.deepcopy(given) if isinstance(given, Module) else given()
+
+
+def _check(made: Ground) -> None:
+    """Teacher and student take the samples and tell as many classes apart as the data have. Raises `Refused`."""
+    x = torch.stack([made.train[i][0] for i in range(2)])
+    for who in ("teacher", "student"):
+        try:
+            width = predict(getattr(made, who), x).shape[-1]
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise Refused(f"the {who} does not take samples of shape {list(made.shape)}: {str(error).splitlines()[0]}",
+                          "give it data of the size and channels it was built for: --size, --channels") from error
+        if width != len(made.classes):
+            raise Refused(f"the {who} tells {width} classes apart, the data have {len(made.classes)}",
+                          f"give a {who} with {len(made.classes)} outputs, or the data that it was trained on")

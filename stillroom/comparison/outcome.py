@@ -1,0 +1,101 @@
+"""What is left behind: result.json, runs.csv, winner/, report.html, and a table on the terminal."""
+
+import csv
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom import recipe, report
+from stillroom.comparison.files import read, write
+from stillroom.comparison.plan import ALONE, FORMAT, Contestant, Plan, repeat
+from stillroom.comparison.ranks import mean_std, rank
+from stillroom.comparison.versions import versions
+
+COLUMNS = ("contestant", "seed", "status", "accuracy", "ece", "loss", "agreement", "updates", "seconds", "initial", "error", "command")
+
+
+def outcome(plan: Plan) -> dict[str, Any]:
+    """Everything that is known, as one JSON-able tree: what the report shows, and all of it."""
+    cells = []
+    for contestant, seed in plan.cells:
+        found = read(plan.folder(contestant, seed) / "result.json") or {"contestant": contestant.name, "seed": seed, "status": "missing"}
+        cells.append({**found, "command": repeat(plan, contestant, seed, found.get("fields", {}))})
+    ranking = rank([_described(c) for c in plan.contestants], cells)
+    teachers = [t for s in plan.seeds if (t := read(plan.out / "teacher" / f"seed{s}.json"))]
+    about = teachers[0] if teachers else {}
+    pooled = {k: np.sum([t[k] for t in teachers], 0).tolist() for k in about if k.startswith(("bins_", "classes_"))}
+    return {
+        "format": FORMAT, "made": time.strftime("%Y-%m-%d %H:%M"), "command": plan.command, "folder": str(plan.out),
+        **{k: about.get(k) for k in ("words", "classes", "shape", "images")}, "resplit": not plan.settings["actors"]["data"],
+        "teacher": {"accuracy": [t["accuracy"] for t in teachers], "ece": [t["ece"] for t in teachers], "cost": about.get("cost", {}),
+                    **pooled},
+        "settings": {k: v for k, v in plan.settings.items() if k != "fields"}, "seeds": plan.seeds, "budget": list(plan.budget),
+        "updates": plan.updates, "timed": plan.timed, "tuning": read(plan.out / "tuning.json") or {}, "cells": cells,
+        "contestants": [c.name for c in plan.contestants], "ranking": ranking,
+        "winner": ranking[0]["name"] if ranking[0]["complete"] else "", "versions": versions(),
+    }
+
+
+def leave(plan: Plan, result: dict[str, Any]) -> None:
+    """Write the files. `winner/` is a copy of the first seed's run of the contestant with the best mean."""
+    write(plan.out / "result.json", result)
+    with open(plan.out / "runs.csv", "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(result["cells"])
+    new, old = plan.out / "winner.new", plan.out / "winner"
+    shutil.rmtree(new, ignore_errors=True)
+    if result["winner"]:
+        shutil.copytree(plan.folder(next(c for c in plan.contestants if c.name == result["winner"]), plan.seeds[0]), new)
+    shutil.rmtree(old, ignore_errors=True)
+    if new.exists():
+        os.replace(new, old)
+    if all(c["status"] != "missing" for c in result["cells"]):
+        for file in (plan.out / "tuning").glob("*/checkpoint.pt"):
+            file.unlink()
+    report.page(plan.out)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table, what it says, and where to go from here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stillroom.report import words
+
+    console, folder = Console(), Path(result["folder"])
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("", "test accuracy, %", "to student alone", "to tuned KD", "ECE, %", "as teacher, %", "s per run"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    for row in result["ranking"]:
+        seconds = words.number(row["seconds"]["mean"]) + (f"  {row['failed']} of {row['runs']} failed" if row["failed"] else "")
+        table.add_row(row["label"], words.spread(row["accuracy"]), words.interval(row["vs_alone"]), words.interval(row["vs_tuned"]),
+                      words.number(row["ece"]["mean"]), words.number(row["agreement"]["mean"]), seconds,
+                      style="bold" if row["name"] == result["winner"] else None)
+    if result["teacher"]["accuracy"]:
+        table.add_row("teacher", words.spread(mean_std(result["teacher"]["accuracy"])), style="dim")
+    console.print(table)
+    console.print(f"\n{words.headline(result)}\n", style="bold", highlight=False, markup=False)
+    for cell in result["cells"]:
+        if cell["status"] == "failed":
+            console.print(f"failed   {cell['contestant']}, seed {cell['seed']}: {cell['error']}", style="red", markup=False, highlight=False)
+    console.print(f"report   {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if result["winner"]:
+        console.print(f"winner   {folder / 'winner'}    ship it: stillroom export {folder / 'winner'} --onnx", highlight=False, soft_wrap=True)
+
+
+def _described(c: Contestant) -> dict[str, Any]:
+    """Who a contestant is, for the report."""
+    fields = {f.name: {"default": f.default, "meaning": f.help} for f in c.described}
+    if c.recipe == ALONE:
+        label, title, link = "Student alone", "Cross-entropy with the labels and nothing else", ""
+    else:
+        card = recipe.card(c.recipe)
+        label, title, link = "KD, tuned" if c.role == "tuned" else c.kind.__name__, card.title, card.link
+    own = c.name.partition(":")[2].replace(",", ", ")
+    return {"name": c.name, "label": label + (f" ({own})" if own else ""), "title": title, "link": link, "role": c.role, "recipe": c.recipe,
+            "fields": fields, "changed": sorted(c.changed)}

@@ -1,0 +1,256 @@
+"""From settings to what plays: the recipe with its fields, its actors, the judges; and the folder that keeps all of it."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import Subset
+
+from stillroom import recipe, saved, settings, status, zoo
+from stillroom.arenas import Cast
+from stillroom.arenas.alone import Alone, labelled
+from stillroom.batches import to_device, whole
+from stillroom.errors import Refused, nearest
+from stillroom.measure import Proof
+from stillroom.measure.cost import resting
+from stillroom.recipe import Recipe
+from stillroom.run import Run
+from stillroom.settings import ALONE, Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is there before the first step."""
+
+    settings: Settings
+    recipe: Recipe
+    actors: dict[str, Any]
+    words: str                                # what the data are
+    fingerprint: str = ""                     # of the data
+    classes: list[str] | None = None
+    shape: tuple[int, ...] | None = None      # of one sample
+    valid: Any = None                         # data set, where there is one
+    test: Any = None
+    cast: Cast | None = None                  # of the recipe's own trial
+    proof: Callable[[Any, Any], Proof] | None = None
+
+
+# --- who plays -------------------------------------------------------------------------------------------------------
+
+def prepare(chosen: Settings) -> Job:
+    """Build actors and data from their names, or the recipe's own trial when none is named. Raises `Refused`."""
+    return _named(chosen) if chosen.actors else _trial(chosen)
+
+
+def _trial(chosen: Settings) -> Job:
+    if chosen.recipe == ALONE:
+        raise Refused("teach needs --student and --data", "e.g. stillroom teach --student small:cnn --data digits")
+    module = recipe.module(chosen.recipe)
+    method, cast = module.trial(chosen.options["seed"])
+    method = replace(method, **{k: v for k, v in chosen.fields.items() if k in chosen.given})
+    judges = vars(cast)
+    shape = tuple(whole(judges["test"], 1)[0].shape[1:]) if "test" in judges else None
+    return Job(replace(chosen, fields=asdict(method)), method, cast.actors, cast.data, shape=shape,
+               valid=judges.get("valid"), test=judges.get("test"), cast=cast, proof=module.proof)
+
+
+def _named(chosen: Settings) -> Job:
+    actors, _ = settings.signature(chosen.recipe)
+    missing = ["--" + a.name.replace("_", "-") for a in actors if a.default is ... and a.name not in chosen.actors]
+    if missing:
+        own = "" if chosen.recipe == ALONE else ", or leave all actors out to run on the recipe's own trial"
+        raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
+    seed, options = chosen.options["seed"], chosen.options
+    data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
+    context: dict[str, Any] = {"pretrained": options["pretrained"]}
+    known: dict[str, Any] = {"words": "no data"}
+    made: dict[str, Any] = {}
+    if data:
+        # One split for every seed: no image that a student is tested on was in its teacher's training.
+        splits = zoo.splits(chosen.actors[data], size=options["size"] or None, channels=options["channels"] or None,
+                            skip_corrupt=options["skip_corrupt"])
+        train = made[data] = splits.train
+        shape = tuple(train.shape)
+        context |= {"classes": train.classes, "channels": shape[0], "size": shape[1:]} if len(shape) == 3 else {"classes": train.classes}
+        known = {"words": train.words, "fingerprint": train.fingerprint, "classes": train.classes, "shape": shape,
+                 "valid": splits.valid, "test": splits.test}
+    for actor in actors:
+        if actor.name in chosen.actors and actor.name != data:
+            torch.manual_seed(_number(seed, actor.name))        # a resumed run begins with the same network
+            made[actor.name] = zoo.actor(actor.type, chosen.actors[actor.name], **context)
+    kind = Alone if chosen.recipe == ALONE else recipe.load(chosen.recipe)
+    return Job(chosen, kind(**chosen.fields), {a.name: made[a.name] for a in actors if a.name in made}, **known)
+
+
+def _number(*words: Any) -> int:
+    return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "little") >> 1
+
+
+# --- judges ----------------------------------------------------------------------------------------------------------
+
+def judges(job: Job) -> dict[str, Callable[[dict[str, Any]], float]]:
+    """What `--watch` names, as functions of the kept things. Raises `Refused` when there is nothing to judge by."""
+    names = job.settings.options["watch"]
+    if names and (job.valid is None or not len(job.valid) or not len(labelled(job.valid))):
+        raise Refused(f"--watch needs a validation split with labels; {job.words} has none", "leave --watch out")
+    known = {"accuracy": accuracy, "loss": loss}
+    return {name: lambda things, judge=known[name]: judge(learner(things), job.valid) for name in names}
+
+
+def learner(things: Mapping[str, Any]) -> Module:
+    """The network that learns, among the kept things. Raises `Refused` where no one of them is the student."""
+    found = {k: v for k, v in things.items() if isinstance(v, Module)}
+    if "student" in found or len(found) == 1:
+        return found.get("student") or next(iter(found.values()))
+    raise Refused(f"--watch cannot tell which of {', '.join(found) or 'nothing'} is the student", "leave --watch out")
+
+
+def answers(model: Module, data: Any, batch: int = 256) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] and classes [n] of a whole data set, which is never in memory as a whole."""
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    said, right = [], []
+    with resting(model):
+        for start in range(0, len(data), batch):
+            x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))
+            said.append(model(to_device(x, place)).float().cpu())
+            right.append(y)
+    return torch.cat(said), torch.cat(right)
+
+
+def accuracy(model: Module, data: Any) -> float:
+    """Share of samples whose largest logit is their class, in percent."""
+    logits, y = answers(model, data)
+    return 100 * (logits.argmax(-1) == y).double().mean().item()
+
+
+def loss(model: Module, data: Any) -> float:
+    """Mean cross-entropy, in nats."""
+    return F.cross_entropy(*answers(model, data)).item()
+
+
+def classifies(made: Any, data: Any) -> bool:
+    """Whether what was made gives one logit a class for samples of this data set, and the data set has labels."""
+    if not isinstance(made, Module) or data is None or not len(data) or len(labelled(data)) < len(data):
+        return False
+    try:
+        out, _ = answers(made, Subset(data, range(min(2, len(data)))))
+    except (TypeError, RuntimeError, ValueError, AttributeError, IndexError, NotImplementedError):
+        return False
+    return out.ndim == 2
+
+
+def result(job: Job, made: Any) -> dict[str, Any]:
+    """What was reached: accuracy on the test split, or the proof of the recipe's own trial."""
+    if job.cast is not None and job.proof is not None:
+        found = job.proof(made, job.cast)
+        return {**asdict(found), "holds": found.holds}
+    return {"accuracy": accuracy(made, job.test), "samples": len(job.test)} if classifies(made, job.test) else {}
+
+
+def say(found: Mapping[str, Any]) -> str:
+    """A result in one line."""
+    if "beats" in found:
+        return status.say(found)
+    if "accuracy" in found:
+        return f"{found['accuracy']:.2f} % of {found['samples']} test samples right"
+    return "nothing here judges what was made"
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+def new_folder(name: str, wanted: str) -> Path:
+    """The folder for a run: the wanted one, which must be new or empty, or the next runs/NAME-n. Raises `Refused`."""
+    try:
+        if wanted:
+            folder = Path(wanted)
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "run.json").exists():
+                raise Refused(f"{folder} already holds a run", f"stillroom run --resume {folder}, or name another folder")
+            if any(folder.iterdir()):
+                raise Refused(f"{folder} is not empty", "name a new or an empty folder")
+            return folder
+        number = 1
+        while True:
+            try:
+                folder = Path("runs") / f"{name}-{number}"
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise Refused(f"{wanted or 'runs'} cannot be made: {error.strerror}", "give --folder one you may write to") from error
+
+
+def note(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Add facts to the folder's run.json, atomically; returns all of them."""
+    file = folder / "run.json"
+    content = {**(json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}), **facts}
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(new, file)
+    return content
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What run.json says. Raises `Refused` when the folder holds no run."""
+    file = folder / "run.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        wrong = "is damaged" if file.exists() else "does not exist"
+        runs = [str(p.parent) for p in (*folder.glob("*/run.json"), *folder.parent.glob("*/run.json"))]
+        raise Refused(f"{file} {wrong}", nearest(str(folder), runs) if runs else "make a run: stillroom run kd") from error
+
+
+def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
+    """Run a job in its folder, from its start or from its last checkpoint, and keep all that is known of it. Returns run.json.
+
+    Raises `Refused` before any step, `Diverged` or `KeyboardInterrupt` out of one; run.json then says so.
+    """
+    fresh = not (folder / "run.json").exists()
+    resume = (folder / "checkpoint.pt").exists()
+    if not resume:
+        (folder / "log.jsonl").unlink(missing_ok=True)        # lines of a run that was stopped before it could save
+    options, began = job.settings.options, time.perf_counter()
+    (folder / "settings.yaml").write_text(settings.write(job.settings), encoding="utf-8")
+    note(folder, recipe=job.settings.recipe, state="running", actors=job.settings.actors, fields=job.settings.fields,
+         options=options, data={"words": job.words, "fingerprint": job.fingerprint, "shape": job.shape},
+         versions=status.versions(), trial=job.cast is not None, threads=torch.get_num_threads(),
+         command=shlex.join(["stillroom", *sys.argv[1:]]),
+         **({"began": time.strftime("%Y-%m-%dT%H:%M:%S%z")} if fresh else {}))
+    try:
+        run = Run(folder, seed=options["seed"], device=options["device"], precision=options["precision"],
+                  accumulate=options["accumulate"], compile=options["compile"], save_every=options["save_every"],
+                  watch=judges(job), every=options["every"], trackers=options["trackers"], workers=options["workers"],
+                  show=show, resume=resume)
+        made = job.recipe(run, **job.actors)
+    except Refused:
+        if fresh and not (folder / "log.jsonl").exists():
+            shutil.rmtree(folder)                             # nothing was begun: leave nothing behind
+        raise
+    except KeyboardInterrupt:
+        note(folder, state="stopped")
+        if (folder / "checkpoint.pt").exists():
+            raise
+        raise KeyboardInterrupt(f"before the first checkpoint. Go on with: stillroom run --resume {folder}") from None
+    except FloatingPointError as error:
+        note(folder, state="diverged", error=str(error))
+        raise
+    except BaseException as error:
+        note(folder, state="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    saved.save(made, folder, origin=getattr(made, "origin", None), classes=job.classes, shape=job.shape)
+    return note(folder, state="finished", device=str(run.device), seconds={"steps": round(run.seconds, 3),
+                "all": round(time.perf_counter() - began, 3)}, result=result(job, made))

@@ -1,0 +1,67 @@
+"""Through what: heads and adapters between a network and what it is compared with."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from stillroom.batches import whole
+from stillroom.parts.places import classifier
+
+
+class TwoHeads(Module):
+    """A classifier that answers to two masters: its feature, and two linear heads on it, one for the labels, one for a teacher.
+
+    It reads as a classifier: its output is log[α·softmax(z_labels) + (1 − α)·softmax(z_teacher/β)], [batch, classes]
+    (Kang et al. 2025, eq. 6), whose softmax is the mixture itself.
+
+    model   ends in a linear layer; that layer is taken out of it, and both heads begin as copies of it
+    x       any inputs of it, [batch, …]
+    alpha   share of the labels' head, in [0, 1]
+    beta    temperature of the teacher's head, above 0
+    """
+
+    def __init__(self, model: Module, x: Tensor, alpha: float = 0.5, beta: float = 0.5):
+        super().__init__()
+        name = classifier(model, x)
+        self.labels = model.get_submodule(name)
+        self.teacher = copy.deepcopy(self.labels)
+        if name:
+            model.set_submodule(name, nn.Identity())
+        self.body = model if name else nn.Identity()
+        self.mix = nn.Buffer(torch.tensor([alpha, beta]))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits for the labels and logits for the teacher, [batch, classes] each."""
+        feature = self.body(x)
+        return self.labels(feature), self.teacher(feature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixed(*self.heads(x), *self.mix)
+
+    @staticmethod
+    def mixed(labels: Tensor, teacher: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        """log[α·softmax(labels) + (1 − α)·softmax(teacher/β)]; probabilities are mixed, not logits."""
+        first, second = labels.float().log_softmax(-1), (teacher.float() / beta).log_softmax(-1)
+        return torch.stack([first + alpha.log(), second + (1 - alpha).log()]).logsumexp(0)
+
+
+@torch.no_grad()
+def choose_mix(model: TwoHeads, valid, alphas: Sequence[float] = tuple(i / 20 for i in range(21)),
+               betas: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)) -> tuple[float, float]:
+    """Set (α, β) to the pair of the grid that is right most often on validation samples, and return it; ties go to the likelier.
+
+    valid: data set of (x, y) with labels, neither trained nor tested on. The grid is that of Kang et al. 2025, few-shot.
+    """
+    x, y = (t.to(model.mix.device) for t in whole(valid))
+    heads = model.eval().heads(x)
+
+    def score(pair: tuple[float, float]) -> tuple[float, float]:
+        logs = model.mixed(*heads, *torch.tensor(pair).to(model.mix))
+        return (logs.argmax(-1) == y).float().mean().item(), logs.gather(1, y[:, None]).mean().item()
+
+    best = max(((a, b) for b in betas for a in alphas), key=score)
+    model.mix.copy_(torch.tensor(best))
+    return best

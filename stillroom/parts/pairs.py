@@ -1,0 +1,48 @@
+"""A labelled and an unlabelled sample at a time."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from stillroom.batches import whole
+from stillroom.errors import Refused
+from stillroom.parts.losses.logits import UNLABELLED
+
+
+def by_label(data) -> tuple[Dataset, Dataset]:
+    """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists."""
+    if isinstance(data, TensorDataset):
+        has = data.tensors[1] != UNLABELLED
+        return TensorDataset(*(t[has] for t in data.tensors)), TensorDataset(*(t[~has] for t in data.tensors))
+    targets = getattr(data, "targets", None)
+    has = torch.as_tensor(targets if targets is not None else whole(data)[1]) != UNLABELLED
+    return Subset(data, has.nonzero().flatten().tolist()), Subset(data, (~has).nonzero().flatten().tolist())
+
+
+def pairs(data) -> Dataset:
+    """(x, y) of a labelled and x of an unlabelled sample: (x_l, y, x_u), as many as the larger of the two sets has.
+
+    The smaller set is passed through over and over, so that each of its samples comes equally often; without an unlabelled
+    sample the labelled ones take their place. Raises `Refused` when no sample has a label.
+    """
+    labelled, unlabelled = by_label(data)
+    if not len(labelled):
+        raise Refused("no sample of the data has a label", "label a few of each class, or use a method that needs none: kd, ssld")
+    both = _Pairs(labelled, unlabelled if len(unlabelled) else labelled)
+    if isinstance(data, TensorDataset):
+        at = torch.arange(len(both))
+        x, y = both.labelled[at % len(both.labelled)][:2]
+        return TensorDataset(x, y, both.unlabelled[at % len(both.unlabelled)][0])
+    return both
+
+
+class _Pairs(Dataset):
+    def __init__(self, labelled, unlabelled):
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __len__(self) -> int:
+        return max(len(self.labelled), len(self.unlabelled))
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
+        x, y = self.labelled[i % len(self.labelled)][:2]
+        return x, y, self.unlabelled[i % len(self.unlabelled)][0]

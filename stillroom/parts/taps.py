@@ -1,0 +1,157 @@
+"""What is read: the outputs of named modules, a timm model's stages, a transformer's hidden states. `out, feats = tap(x)`.
+
+A tap leaves nothing on the model: it listens during its own call only. It reads the same under autocast, in a deep copy,
+beside other taps, inside `torch.compile(…, fullgraph=True)`, and from a model compiled in place (the tap's call is then
+compiled, too).
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from stillroom.errors import Refused, nearest
+from stillroom.parts.teachers import Teacher
+
+
+class Tap:
+    """What modules of any network put out, by their names as in `named_modules()`.
+
+    `out, feats = tap(x)`: what the model returns, and a list of what the named modules returned, in the order of `names`.
+    A module that is called several times in one forward is heard the last time. In a teacher, names are those of the network
+    that it holds. Raises `Refused` for an unknown name, and at the call for a module that the forward does not pass.
+    """
+
+    def __init__(self, model: Module, *names: str):
+        known = [name for name, _ in (model.model if isinstance(model, Teacher) else model).named_modules() if name]
+        if not names:
+            raise Refused("a tap needs the name of at least one module", f"known: {', '.join(known)}")
+        self.model, self.names = model, names
+        self.places = [f"model.{name}" if isinstance(model, Teacher) else name for name in names]
+        for name in names:
+            if name not in known:
+                raise Refused(f"{type(model).__name__} has no module called {name!r}", nearest(name, known))
+
+    def __call__(self, *inputs: Any, **named: Any) -> tuple[Any, list[Any]]:
+        return _call(self, self.places, inputs, named)
+
+    def read(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, list[Any]]:
+        return _listen(self.model, self.places, inputs, named)
+
+
+class Stages:
+    """The feature maps of a timm model, by its own interface. See `stages`."""
+
+    def __init__(self, model: Module, which: tuple[int, ...]):
+        inner: Any = model.model if isinstance(model, Teacher) else model
+        if not callable(getattr(inner, "forward_intermediates", None)) or not callable(getattr(inner, "forward_head", None)):
+            raise Refused(f"{type(inner).__name__} has no stages of its own to read", "read modules by name: Tap(model, …)")
+        self.model, self.inner, self.which = model, inner, list(which) or None
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _call(self, ["model" if isinstance(self.model, Teacher) else ""], (x,), {})
+
+    def read(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad() if isinstance(self.model, Teacher) else nullcontext():
+            if isinstance(self.model, Teacher):
+                inputs = self.model.scaled(*inputs)
+            last, maps = self.inner.forward_intermediates(inputs[0], indices=self.which)
+            return self.inner.forward_head(last), maps
+
+
+class Hidden:
+    """The hidden states of a transformers model. See `hidden`."""
+
+    def __init__(self, model: Module, which: tuple[int, ...]):
+        found = [name for name, m in model.named_modules() if callable(getattr(m, "get_input_embeddings", None))]
+        if not found:
+            raise Refused(f"{type(model).__name__} holds no transformers model", "read modules by name: Tap(model, …)")
+        self.model, self.name, self.which = model, found[0], which
+        _record(model)
+
+    def __call__(self, *inputs: Any, **named: Any) -> tuple[Tensor, list[Tensor]]:
+        return _call(self, [self.name], inputs, named)
+
+    def read(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        if inputs and isinstance(inputs[0], Mapping):
+            inputs, named = inputs[1:], {**inputs[0], **named}
+        config: Any = self.model.get_submodule(self.name).config
+        before, config.output_hidden_states = config.output_hidden_states, True
+        try:
+            out, (full,) = _listen(self.model, [self.name], inputs, named)
+        finally:
+            config.output_hidden_states = before
+        states = list(full.hidden_states)
+        out = out if isinstance(out, Tensor) else out["logits"] if "logits" in out else out[0]
+        return out, [states[i] for i in self.which] if self.which else states
+
+
+def stages(model: Module, *which: int) -> Stages:
+    """A tap on a timm model: `logits, maps = tap(x)`, maps [batch, channels, height, width], also of vision transformers.
+
+    which: numbers of the stages, negative ones from the last; all when left out. A module around a timm model is read if it
+    passes `forward_intermediates` and `forward_head` on. Raises `Refused` for a model without them.
+    """
+    return Stages(model, which)
+
+
+def hidden(model: Module, *which: int) -> Hidden:
+    """A tap on a transformers model, alone or inside another: `logits, states = tap(x)`, `tap(batch)` or `tap(**batch)`.
+
+    which: 0 is the embedding, then the layers, negative numbers from the last; all when left out. States [batch, tokens, dim].
+    A model without logits gives its last hidden state instead. Raises `Refused` when there is no transformers model.
+    """
+    return Hidden(model, which)
+
+
+def _listen(model: Module, names: list[str], inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """One forward of the model, and what its modules `names` returned."""
+    heard: dict[int, Any] = {}
+    modules, before = [model.get_submodule(name) for name in names], []
+    for i, module in enumerate(modules):
+        def hear(_module, _inputs, out, i=i):
+            heard[i] = out
+        before.append(module._forward_hooks)
+        # exchanged as a whole: Dynamo follows this, but neither register_forward_hook nor an item assigned
+        module._forward_hooks = OrderedDict([*module._forward_hooks.items(), (-1 - i, hear)])
+    try:
+        out = model(*inputs, **named)
+    finally:
+        for i in reversed(range(len(modules))):      # reversed: a module named twice
+            modules[i]._forward_hooks = before[i] or OrderedDict()
+    for i, name in enumerate(names):
+        if i not in heard:
+            raise Refused(f"the forward of {type(model).__name__} does not pass {name!r}", "name another module")
+    return out, [heard[i] for i in range(len(names))]
+
+
+def _record(model: Module) -> None:
+    """Let transformers ≥ 5 install its own recorders now: at the first call it does so under a lock that Dynamo cannot trace."""
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:
+        return
+    module: Any
+    for module in model.modules():
+        done = any(getattr(m, "_output_capturing_hooks_installed", False) for m in module.modules())
+        if getattr(module, "_can_record_outputs", None) and not done:        # a second time they would record twice
+            maybe_install_capturing_hooks(module)
+
+
+def _call(tap, names: list[str], inputs: tuple[Any, ...], named: dict[str, Any]):
+    """`tap.read`, compiled when a module on the way to what is read was compiled in place: its graph would not hear."""
+    if not torch.compiler.is_compiling():
+        ways = {".".join(name.split(".")[:n]) for name in names for n in range(name.count(".") + 2)}
+        if any(tap.model.get_submodule(way)._compiled_call_impl is not None for way in ways):
+            return _compiled()(tap, inputs, named)
+    return tap.read(inputs, named)
+
+
+@cache
+def _compiled():
+    return torch.compile(lambda tap, inputs, named: tap.read(inputs, named))

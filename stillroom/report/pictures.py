@@ -1,0 +1,303 @@
+"""The pictures of the report: inline SVG whose text is text and whose colours follow the page."""
+
+import io
+import math
+import re
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from stillroom.report import words
+
+WIDE, HIGH = 4.7, 3.2                         # inches; 72 units of the SVG each
+FONT = 9.5
+PAINT = {"ink": "#010101", "muted": "#020202", "line": "#030303", "paper": "#040404"}
+HUES = 8                                      # colours of methods in page.css, --hue-1 …
+MARKERS = {"alone": "o", "tuned": "s", "method": "^DvPXp<>"}
+DASHES = {"alone": (1, 1.6), "tuned": (5, 2)}
+METHOD_DASHES = ((None, None), (None, None), (None, None), (None, None), (7, 2, 1.5, 2), (3, 1.5), (7, 1.5), (1.5, 1.5))
+
+
+def looks(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes of every contestant, the same in all pictures. Baselines are grey, methods have hues."""
+    found, at = {}, 0
+    for row in sorted(result["ranking"], key=lambda r: result["contestants"].index(r["name"])):
+        role = row["role"]
+        if role == "method":
+            hue = at % HUES
+            found[row["name"]] = {"css": f"--hue-{hue + 1}", "paint": f"#06{hue + 1:02x}06", "marker": MARKERS["method"][hue],
+                                  "dashes": METHOD_DASHES[hue if at < HUES else -1 - hue]}
+            at += 1
+        else:
+            found[row["name"]] = {"css": f"--{role}", "paint": {"alone": "#070107", "tuned": "#070207"}[role],
+                                  "marker": MARKERS[role], "dashes": DASHES[role]}
+    return found
+
+
+def chip(look: dict[str, Any]) -> str:
+    """A contestant's marker as a small inline SVG, for tables and the legend."""
+    shapes = {"o": '<circle cx="6" cy="6" r="4"/>', "s": '<rect x="2.2" y="2.2" width="7.6" height="7.6"/>',
+              "^": '<path d="M6 1.4 10.8 10H1.2z"/>', "v": '<path d="M6 10.6 1.2 2h9.6z"/>', "<": '<path d="M1.4 6 10 1.2v9.6z"/>',
+              ">": '<path d="M10.6 6 2 1.2v9.6z"/>', "D": '<path d="M6 .8 11.2 6 6 11.2.8 6z"/>',
+              "P": '<path d="M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z"/>',
+              "X": '<path d="m3.2.9 2.8 2.8L8.8.9l2.3 2.3L8.3 6l2.8 2.8-2.3 2.3L6 8.3l-2.8 2.8-2.3-2.3L3.7 6 .9 3.2z"/>',
+              "p": '<path d="m6 .9 5.2 3.8-2 6.1H2.8l-2-6.1z"/>', "*": '<path d="M6 .6 11.4 6 6 11.4.6 6z"/>'}
+    return f'<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:var({look["css"]})">{shapes[look["marker"]]}</svg>'
+
+
+def forest(result: dict[str, Any], against: str) -> str:
+    """Differences to a baseline (`alone` or `tuned`) with 95 % intervals, one row a contestant, a dot for every seed."""
+    rows = [r for r in result["ranking"] if r[f"vs_{against}"]]
+    look, done = looks(result), {(c["contestant"], c["seed"]): c for c in result["cells"] if c["status"] == "done"}
+    base = next(r["name"] for r in result["ranking"] if r["role"] == against)
+    figure, axes = _figure(high=0.75 + 0.36 * max(3, len(rows)))
+    said = []
+    for y, row in enumerate(rows):
+        pair, style = row[f"vs_{against}"], look[row["name"]]
+        if pair["low"] is not None:
+            axes.plot([pair["low"], pair["high"]], [y, y], color=style["paint"], lw=2.2, solid_capstyle="round", zorder=2)
+        seeds = [done[row["name"], s]["accuracy"] - done[base, s]["accuracy"] for s in result["seeds"]
+                 if (row["name"], s) in done and (base, s) in done]
+        axes.plot(seeds, [y + 0.24] * len(seeds), "|", color=PAINT["muted"], ms=4, mew=0.9, zorder=2)
+        axes.plot(pair["difference"], y, style["marker"], color=style["paint"], ms=6.5, mec=PAINT["paper"], mew=0.8, zorder=3)
+        said.append(f"{row['label']} {words.interval(pair)} points")
+    axes.axvline(0, color=PAINT["ink"], lw=0.9, zorder=1)
+    axes.set_yticks(range(len(rows)), [_short(r["label"]) for r in rows])
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=PAINT["line"], lw=0.6)
+    low, high = axes.get_xlim()
+    pad = 0.06 * (high - low)
+    axes.set_xlim(min(low, -pad), max(high, pad))
+    name = {"alone": "the student alone", "tuned": "plain KD with its weight tuned"}[against]
+    axes.set_xlabel(f"accuracy beside {name}, percentage points")
+    return _svg(figure, f"forest-{against}", f"Difference in test accuracy to {name}", "; ".join(said))
+
+
+def pareto(result: dict[str, Any], key: str) -> str:
+    """Test accuracy against what a model costs: `p50_1` (milliseconds) or `bytes`. The teacher is in."""
+    unit = {"p50_1": "milliseconds for one image, median", "bytes": "kilobytes on disk"}[key]
+    scale = {"p50_1": 1.0, "bytes": 1000.0}[key]
+    look = looks(result)
+    figure, axes = _figure()
+    rows = [r for r in result["ranking"] if r["done"]]
+    dots = [(r["cost"][key] / scale, r["accuracy"], look[r["name"]], r["label"]) for r in rows]
+    accuracy = _mean_std(result["teacher"]["accuracy"])
+    dots.append((result["teacher"]["cost"][key] / scale, accuracy, {"paint": PAINT["ink"], "marker": "*"}, "teacher"))
+    axes.set_xscale("log")
+    xs = [x for x, *_ in dots]
+    span = max(max(xs) / min(xs), 4.0)
+    axes.set_xlim(min(xs) / span**0.16, max(xs) * span**0.14)
+    lows = [a["mean"] - (a["std"] or 0) for _, a, *_ in dots]
+    highs = [a["mean"] + (a["std"] or 0) for _, a, *_ in dots]
+    pad = max(0.08 * (max(highs) - min(lows)), 0.5)
+    axes.set_ylim(min(lows) - pad, min(100.5, max(highs) + pad))
+    front = _front([(x, a["mean"]) for x, a, *_ in dots])
+    axes.step([x for x, _ in front], [y for _, y in front], where="post", color=PAINT["muted"], lw=0.9, zorder=1)
+    places = _side_by_side(axes, [(x, a["mean"]) for x, a, *_ in dots])
+    for (px, py), (_, a, style, _) in zip(places, dots, strict=True):
+        if a["std"]:
+            axes.plot([px, px], [a["mean"] - a["std"], a["mean"] + a["std"]], color=style["paint"], lw=1.1, zorder=2)
+        axes.plot(px, py, style["marker"], color=style["paint"], ms=9 if style["marker"] == "*" else 6.5, mec=PAINT["paper"], mew=0.8, zorder=3)
+    _labels(axes, places, [label for *_, label in dots])
+    axes.set_xlabel(unit + " (logarithmic)")
+    axes.set_ylabel("test images right, %")
+    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
+    _plain_log(axes)
+    said = [f"{label} {words.spread(a)} % at {words.number(x)} {'ms' if key == 'p50_1' else 'kB'}" for x, a, _, label in dots]
+    return _svg(figure, f"pareto-{key}", f"Test accuracy against {unit}", "; ".join(said))
+
+
+def curves(result: dict[str, Any]) -> str:
+    """Validation accuracy along the runs: the mean over seeds, and from the lowest to the highest seed."""
+    look = looks(result)
+    figure, axes = _figure()
+    said, floor = [], []
+    for row in result["ranking"]:
+        runs = [c["curve"] for c in result["cells"] if c["contestant"] == row["name"] and c["status"] == "done" and c["curve"]]
+        steps = sorted(set.intersection(*({int(s) for s, _ in run} for run in runs))) if runs else []
+        if not steps:
+            continue
+        values = [[dict((int(s), v) for s, v in run)[s] for run in runs] for s in steps]
+        mean = [sum(v) / len(v) for v in values]
+        style = look[row["name"]]
+        if len(runs) > 1:
+            axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=style["paint"], alpha=0.13, lw=0)
+        axes.plot(steps, mean, color=style["paint"], lw=1.6, dashes=style["dashes"] if style["dashes"][0] else (None, None))
+        floor += [min(v) for s, v in zip(steps, values, strict=True) if s > 0.12 * steps[-1]]
+        said.append(f"{row['label']} ends at {words.percent(mean[-1])} %")
+    if not said:
+        return ""
+    axes.set_ylim(max(0, min(floor) - 3), 100.8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("updates")
+    axes.set_ylabel("validation images right, %")
+    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
+    return _svg(figure, "curves", "Validation accuracy during training", "; ".join(said))
+
+
+def calibration(result: dict[str, Any]) -> str:
+    """How often a student is right against how sure it says it is, all seeds together."""
+    look = looks(result)
+    figure, axes = _figure()
+    axes.plot([0, 100], [0, 100], color=PAINT["muted"], lw=0.9, dashes=(1, 2))
+    said = []
+    shown = [(r["label"], look[r["name"]], [c for c in result["cells"] if c["contestant"] == r["name"] and c["status"] == "done"],
+              r["ece"]["mean"]) for r in result["ranking"] if r["done"]]
+    for label, style, cells, error in shown:
+        n, sure, right = ([sum(c[k][i] for c in cells) for i in range(len(cells[0][k]))] for k in ("bins_count", "bins_sure", "bins_right"))
+        kept = [i for i in range(len(n)) if n[i] >= max(1, 0.01 * sum(n))]
+        axes.plot([100 * sure[i] / n[i] for i in kept], [100 * right[i] / n[i] for i in kept], color=style["paint"], lw=1.5,
+                  marker=style["marker"], ms=4.5, mec=PAINT["paper"], mew=0.5, dashes=style["dashes"] if style["dashes"][0] else (None, None))
+        said.append(f"{label}: calibration error {words.percent(error)} %")
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("how sure it says it is, %")
+    axes.set_ylabel("how often it is right, %")
+    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
+    axes.annotate("too modest", (0.05, 0.93), xycoords="axes fraction", color=PAINT["muted"], va="top")
+    axes.annotate("too sure", (0.96, 0.06), xycoords="axes fraction", color=PAINT["muted"], ha="right")
+    return _svg(figure, "calibration", "Calibration: how often right against how sure", "; ".join(said))
+
+
+def history(lines: list[dict[str, Any]], names: list[str], title: str) -> str:
+    """Scalars of one run's log along its updates; its loops one after the other."""
+    figure, axes = _figure()
+    said, begun, ends = [], {}, {}
+    places = []
+    for line in lines:
+        begun.setdefault(line["loop"], sum(ends.values()))
+        ends[line["loop"]] = line["step"] + 1
+        places.append(begun[line["loop"]] + line["step"] + 1)
+    for at, name in enumerate(names):
+        xy = [(x, line[name]) for x, line in zip(places, lines, strict=True) if math.isfinite(line.get(name, math.nan))]
+        if xy:
+            axes.plot(*zip(*xy), color=f"#06{at % HUES + 1:02x}06", lw=1.4, label=name)
+            said.append(f"{name} ends at {words.number(xy[-1][1])}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("updates")
+    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
+    axes.legend(frameon=False, labelcolor=PAINT["ink"], handlelength=1.4, fontsize=FONT)
+    return _svg(figure, "log-" + re.sub(r"\W+", "-", title), title, "; ".join(said))
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _figure(high: float = HIGH):
+    """An empty figure in the page's manner: no frame, thin lines, colours that the page fills in."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stillroom", "font.family": "sans-serif", "text.parse_math": False,
+                                "axes.unicode_minus": True})
+    figure = Figure(figsize=(WIDE, high), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=PAINT["line"], linewidth=0.8)
+    axes.tick_params(which="both", color=PAINT["line"], labelcolor=PAINT["muted"], labelsize=FONT, width=0.8, length=3)
+    axes.xaxis.label.set(color=PAINT["muted"], fontsize=FONT)
+    axes.yaxis.label.set(color=PAINT["muted"], fontsize=FONT)
+    return figure, axes
+
+
+def _svg(figure, name: str, title: str, said: str) -> str:
+    """The figure as an SVG element that scales, reads aloud, and takes colours and font from the page."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.S)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
+                  rf'<svg viewBox="\1" role="img" aria-labelledby="{name}-title {name}-said" class="picture">'
+                  rf'<title id="{name}-title">{_safe(title)}</title><desc id="{name}-said">{_safe(said)}</desc>', text, count=1)
+    text = re.sub(r'\bid="(?!%s-)([^"]+)"' % re.escape(name), rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
+    for word, colour in PAINT.items():
+        text = text.replace(colour, f"var(--{word})")
+    text = re.sub(r"#06(\w\w)06", lambda m: f"var(--hue-{int(m[1], 16)})", text)
+    return text.replace("#070107", "var(--alone)").replace("#070207", "var(--tuned)").strip()
+
+
+def _safe(text: str) -> str:
+    return escape(text).replace("\\", "&#92;")
+
+
+def _short(label: str, most: int = 24) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def _mean_std(values: Iterable[float]) -> dict[str, Any]:
+    from stillroom.comparison.ranks import mean_std
+
+    return mean_std(list(values))
+
+
+def _front(dots: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Dots that no other is both cheaper and better than, from cheap to dear."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(dots, key=lambda d: (d[0], -d[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _side_by_side(axes, dots: list[tuple[float, float]], apart: float = 8.0) -> list[tuple[float, float]]:
+    """Dots that cost the same to within a twentieth stand beside each other, `apart` pixels, so that all are seen."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(dots)), key=lambda i: dots[i][0]):
+        if groups and dots[i][0] < 1.05 * dots[groups[-1][0]][0]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    axes.figure.draw_without_rendering()
+    moved = list(dots)
+    for group in groups:
+        for place, i in enumerate(sorted(group)):
+            x, y = axes.transData.transform(dots[i])
+            moved[i] = tuple(axes.transData.inverted().transform((x + apart * (place - (len(group) - 1) / 2), y)))
+    return moved
+
+
+def _labels(axes, places: list[tuple[float, float]], texts: list[str], gap: float = 12.5) -> None:
+    """Names beside their dots, pushed apart where they would overlap, with a thin line back to the dot."""
+    axes.figure.draw_without_rendering()
+    scale = axes.figure.dpi / 72
+    spots = axes.transData.transform(places)
+    box = axes.get_window_extent()
+    for side in ("right", "left"):
+        mine = [i for i in range(len(texts)) if (spots[i][0] > box.x0 + 0.62 * box.width) == (side == "left")]
+        if not mine:
+            continue
+        mine.sort(key=lambda i: -spots[i][1])
+        edge = (max if side == "right" else min)(spots[i][0] for i in mine)
+        x = edge + (14 if side == "right" else -14) * scale
+        ys: list[float] = []
+        for i in mine:
+            ys.append(min(spots[i][1], ys[-1] - gap * scale) if ys else min(spots[i][1], box.y1 - 4 * scale))
+        short = box.y0 + 6 * scale - ys[-1]
+        if short > 0:
+            ys = [y + short for y in ys]
+        for i, y in zip(mine, ys, strict=True):
+            axes.annotate(_short(texts[i]), spots[i], (x, y), xycoords="figure pixels", textcoords="figure pixels", color=PAINT["ink"],
+                          fontsize=FONT, ha="left" if side == "right" else "right", va="center",
+                          arrowprops={"arrowstyle": "-", "color": PAINT["line"], "lw": 0.7, "shrinkA": 1, "shrinkB": 4})
+
+
+def _plain_log(axes) -> None:
+    """Ticks of a logarithmic axis as plain numbers: 0.02, 0.05, 0.1, 0.2."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axes.get_xlim()
+    subs = (1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 40 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axes.set_xlim(low, high)

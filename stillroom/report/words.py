@@ -1,0 +1,150 @@
+"""What the numbers say, in words that need no statistics."""
+
+import math
+from typing import Any
+
+MINUS, NONE = "−", "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three figures that matter: 0.0213, 1.25, 97.4, 1,240."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{round(value, places):,.{min(places, 6)}f}".replace("-", MINUS)
+
+
+def percent(value: float | None) -> str:
+    """One decimal, as all accuracies here have."""
+    return NONE if value is None else f"{value:.1f}".replace("-", MINUS)
+
+
+def spread(value: dict[str, Any]) -> str:
+    """mean ± standard deviation"""
+    return percent(value["mean"]) + (f" ± {value['std']:.1f}" if value["std"] is not None else "")
+
+
+def points(value: float | None, places: int = 1) -> str:
+    """A difference with its sign: +0.4, −1.2, 0.0."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):.{places}f}"
+    return text if float(text) == 0 else ("+" if value > 0 else MINUS) + text
+
+
+def interval(pair: dict[str, Any] | None) -> str:
+    """A difference with its 95 % interval: +0.4 [−0.2, +1.0]."""
+    if pair is None:
+        return NONE
+    return points(pair["difference"]) + (f" [{points(pair['low'])}, {points(pair['high'])}]" if pair["low"] is not None else "")
+
+
+def verdict(pair: dict[str, Any] | None) -> str:
+    """What an interval says: "ahead", "behind", "within noise", "one seed", "equal", "no spread"."""
+    if pair is None:
+        return ""
+    if pair["low"] is None:
+        return "one seed" if pair["n"] == 1 else "no spread"
+    if pair["low"] == pair["high"] == 0:
+        return "equal"
+    return "ahead" if pair["low"] > 0 else "behind" if pair["high"] < 0 else "within noise"
+
+
+def bytes_(count: float | None) -> str:
+    """12.3 kB, 4.56 MB"""
+    if not count:
+        return NONE
+    power = min(3, int(math.log10(count) // 3)) if count >= 1 else 0
+    return f"{number(count / 1000**power)} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def seconds(value: float | None) -> str:
+    """0.42 s, 12.3 s, 4 min 10 s, 2 h 5 min"""
+    if value is None:
+        return NONE
+    if value < 100:
+        return f"{number(value)} s"
+    if value < 5400:
+        return f"{int(value // 60)} min {int(value % 60)} s"
+    return f"{int(value // 3600)} h {int(value % 3600 // 60)} min"
+
+
+def times(ratio: float) -> str:
+    """2.4 times, 13 times"""
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """1 seed, 3 seeds; small numbers in words are left to the reader."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """One sentence: who won, by how much, and whether chance could do it."""
+    by = {row["name"]: row for row in result["ranking"]}
+    if not result["winner"]:
+        left = sum(c["status"] == "missing" for c in result["cells"])
+        return f"Not finished: {count(left, 'run')} still to do." if left else "No contestant finished all its runs."
+    best = by[result["winner"]]
+    share = f"{percent(best['accuracy']['mean'])} % of test images right"
+    if best["role"] == "alone":
+        return f"No gain here: nothing beats the student alone, {share}."
+    alone, tuned = best["vs_alone"], best["vs_tuned"]
+    if alone is None:
+        return f"{best['label']} is best: {share}."
+    gain = f"{points(abs(alone['difference']))[1:] if alone['difference'] else '0.0'} points"
+    state = verdict(alone)
+    if state in ("one seed", "no spread"):
+        why = "one seed cannot say whether that is chance" if state == "one seed" else "without spread over seeds nobody can say whether that is chance"
+        return f"{best['label']} leads with {share}, {gain} above the student alone; {why}."
+    if state != "ahead":
+        return f"No gain that {count(alone['n'], 'seed')} can show: {best['label']} leads the student alone by {gain}, which is within noise."
+    text = f"{best['label']} is best: {share}, {gain} above the student alone"
+    if best["role"] == "tuned":
+        return text + "; no other method does better than plain KD with its weight tuned."
+    lead = f"{points(abs(tuned['difference']))[1:] if tuned and tuned['difference'] else '0.0'} points"
+    return text + {"ahead": f" and {lead} above plain KD with its weight tuned.",
+                   "equal": ", exactly as plain KD with its weight tuned."}.get(
+        verdict(tuned), f"; its lead of {lead} on plain KD with its weight tuned is within noise." if tuned else ".")
+
+
+def costs(result: dict[str, Any]) -> str:
+    """What the winner costs beside its teacher, and what finding it cost."""
+    best = next((r for r in result["ranking"] if r["name"] == result["winner"]), None)
+    if not best:
+        return ""
+    mine, big = best["cost"], result["teacher"]["cost"]
+    keeps = 100 * best["accuracy"]["mean"] / (sum(result["teacher"]["accuracy"]) / len(result["teacher"]["accuracy"]))
+    size, speed = big["bytes"] / mine["bytes"], big["p50_1"] / mine["p50_1"]
+
+    def against(ratio: float, better: str, worse: str) -> str:
+        return f"{times(ratio)} {better}" if ratio >= 1.05 else f"{times(1 / ratio)} {worse}" if ratio <= 0.95 else f"no {better}"
+
+    tuning = result["tuning"]
+    spent = sum(c.get("seconds", 0) for c in result["cells"])
+    text = (f"The student is {against(size, 'smaller', 'larger')} and {against(speed, 'faster', 'slower')} than its teacher and keeps "
+            f"{percent(keeps)} % of the teacher's accuracy. One run of it trained for {seconds(best['seconds']['mean'])}; "
+            f"all {count(len(result['cells']), 'run')} took {seconds(spent)}")
+    if tuning.get("trials"):
+        text += f", and tuning plain KD another {seconds(tuning['seconds'])} in {count(len(tuning['trials']), 'trial')}"
+    return text + "."
+
+
+def power(result: dict[str, Any]) -> str:
+    """What so many seeds can and cannot show."""
+    n = len(result["seeds"])
+    if n == 1:
+        return ("One seed was run. The differences stand there, but nothing can be said about chance: run at least three seeds, "
+                "better five or more.")
+    from scipy import stats
+
+    widths = [(r["vs_alone"]["high"] - r["vs_alone"]["low"]) / 2 for r in result["ranking"] if r["vs_alone"] and r["vs_alone"]["low"] is not None]
+    rivals = sum(r["role"] != "alone" for r in result["ranking"])
+    text = (f"The intervals are those of a paired t-test on {count(n, 'difference')}, one for each seed: an interval that contains zero "
+            f"means that chance alone could have made the difference. {count(n, 'seed')} stretch an interval to "
+            f"{stats.t.ppf(0.975, n - 1):.1f} standard errors to each side (many seeds: 2.0)")
+    if widths:
+        text += f"; here gains over the student alone below about {percent(sorted(widths)[len(widths) // 2])} points cannot be told from chance"
+    once = 100 * (1 - 0.95 ** rivals)
+    return text + (f". With {count(rivals, 'contestant')} beside the student alone, at least one of so many 95 % intervals misses "
+                   f"the truth in up to {once:.0f} of 100 comparisons like this.")

@@ -1,0 +1,99 @@
+"""What a word on the command line stands for, by the annotation of the actor that it plays."""
+
+import ast
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.errors import Refused
+from stillroom.zoo import arrays
+from stillroom.zoo.data import data, splits
+from stillroom.zoo.from_files import callable_in
+from stillroom.zoo.models import model
+from stillroom.zoo.specs import near, parse
+
+MODEL = ("classes", "channels", "size", "pretrained")
+DATA = ("channels", "size", "skip_corrupt", "split", "seed")
+
+
+def actor(annotation: str, spec: str, **context: Any) -> Any:
+    """The actor that `spec` names, by its annotation in `distill`.
+
+    Module            a model; `list[Module]` several, separated by commas
+    Dataset           data
+    Env, Envs         a world: gym:ID
+    Tensor            npz:PATH?array=NAME, or all images of a data set
+    Callable          file:PATH.py:callable, not called
+    int, float, str   the value itself
+
+    context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data.
+    Raises `Refused`.
+    """
+    unknown = [k for k in context if k not in MODEL + DATA]
+    if unknown:
+        raise TypeError(f"actor() has no argument {unknown[0]!r}")
+    of_model, of_data = ({k: v for k, v in context.items() if k in keys} for keys in (MODEL, DATA))
+    kind = annotation.partition("[")[0].rpartition(".")[2]
+    if kind == "Module":
+        return model(spec, **of_model)
+    if kind in ("list", "Sequence", "tuple") and "Module" in annotation:
+        return [model(part, **of_model) for part in spec.split(",")]
+    if kind == "Dataset":
+        return data(spec, **of_data)
+    if kind.startswith("Env"):
+        return env(spec)
+    if kind == "Tensor":
+        return _tensor(spec, of_data)
+    if kind == "Callable":
+        asked = parse(spec)
+        if asked.kind != "file":
+            raise Refused(f"{spec!r} names no callable", "it reads file:PATH.py:callable")
+        return callable_in(asked)[1]
+    if kind in ("int", "float", "str", "bool"):
+        return _value(kind, spec)
+    raise Refused(f"a {annotation} cannot be named on the command line", "call the recipe from Python and hand it over")
+
+
+def env(spec: str) -> Any:
+    """A world by name: `gym:CartPole-v1`, `gym:MiniGrid-DoorKey-6x6-v0`. Raises `Refused`."""
+    asked = parse(spec)
+    if asked.kind != "gym" or not asked.name:
+        raise Refused(f"{spec!r} names no world", f"did you mean 'gym:{spec}'?" if not asked.name else "worlds read gym:ID")
+    from stillroom._compat import package
+
+    gymnasium = package("gymnasium")
+    if asked.name.startswith("MiniGrid"):
+        package("minigrid")                       # it registers its worlds when it is imported
+    if asked.name not in gymnasium.registry:
+        raise Refused(f"gymnasium has no world {asked.name!r}", near(asked.name, gymnasium.registry))
+    from stillroom.parts.ppo import Envs
+
+    return Envs(asked.name, **asked.options)
+
+
+def _tensor(spec: str, context: dict[str, Any]) -> Tensor:
+    asked = parse(spec)
+    if asked.kind == "npz" and "array" in asked.options:
+        found = arrays.read(asked.name)
+        name = asked.options["array"]
+        if name not in found:
+            raise Refused(f"{asked} has no array {name!r}", near(str(name), found, "it has"))
+        return torch.from_numpy(found[name])
+    held = data(spec, **context)
+    return torch.stack([held[i][0] for i in range(len(held))])
+
+
+def _value(kind: str, spec: str) -> Any:
+    if kind == "str":
+        return spec
+    try:
+        value = ast.literal_eval(spec.capitalize() if kind == "bool" else spec)
+    except (ValueError, SyntaxError) as error:
+        raise Refused(f"{spec!r} is no {kind}", f"give a {kind}") from error
+    if type(value).__name__ != kind and not (kind == "float" and isinstance(value, int)):
+        raise Refused(f"{spec!r} is no {kind}", f"give a {kind}")
+    return float(value) if kind == "float" else value
+
+
+__all__ = ["actor", "data", "env", "model", "splits"]

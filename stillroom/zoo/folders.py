@@ -1,0 +1,80 @@
+"""Folders of images: one folder a class, or images alone; `train`, `valid` and `test` inside are respected."""
+
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.errors import Refused
+from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.zoo import images
+from stillroom.zoo.sets import SPLITS, Given, Lazy, Set
+from stillroom.zoo.specs import Spec, near, take
+
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
+
+
+def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
+    """The splits of a folder; valid and test take classes, size and channels from train. Raises `Refused`."""
+    take(asked.options, {"labels": 0, "noise": 0.0}, asked)
+    root = Path(asked.name).expanduser()
+    if not root.is_dir():
+        raise Refused(f"{root} is no folder", "name a folder of images")
+    inside = {SPLITS[p.name.lower()]: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLITS}
+    if "train" not in inside:
+        return {"all": partial(_pictures, root, None, size, channels, skip)}
+    train = lru_cache(maxsize=1)(partial(_pictures, inside["train"], None, size, channels, skip))
+
+    def other(part: str) -> Set:
+        known = train()
+        return _pictures(inside[part], known.classes, size or known.shape[1:], channels or known.shape[0], skip)
+    return {"train": train, **{part: partial(other, part) for part in inside if part != "train"}}
+
+
+def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, skip: bool) -> Lazy:
+    """The images below one folder. `classes`: those of the training data, which must not grow."""
+    files, targets, names = _listed(root)
+    if classes is not None:
+        strange = [n for n in names if n not in classes]
+        if strange:
+            raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not", near(strange[0], classes, "their classes"))
+        targets = [classes.index(names[t]) if t != UNLABELLED else t for t in targets]
+    seen, good = images.whole([str(f) for f in files], skip, str(root), [str(f.relative_to(root)) for f in files])
+    shape = images.settle([seen[i] for i in good], size, channels, str(root))
+    y = torch.tensor(targets)[good]
+    for number, name in enumerate(names if classes is None else []):
+        if not (y == number).any():
+            raise Refused(f"{root} has no image that can be read for the class {name!r}", "repair its images, or remove its folder")
+    content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest) for i in good])
+    return Lazy(partial(_from_files, [str(files[i]) for i in good], shape), y, names if classes is None else classes, root.name,
+                shape, content, left_out=len(files) - len(good))
+
+
+def _listed(root: Path) -> tuple[list[Path], list[int], list[str]]:
+    """Images below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none."""
+    alone = _below(root, deep=False)
+    holding = {p.name: _below(p) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    if not any(holding.values()):
+        if not alone:
+            raise Refused(f"{root} holds no images", f"a folder per class with images inside, or images alone ({', '.join(images.SUFFIXES)})")
+        return alone, [UNLABELLED] * len(alone), []
+    empty = [name for name, found in holding.items() if not found]
+    if empty:
+        raise Refused(f"the class folder {empty[0]!r} of {root} holds no images", "put images there, or remove the folder")
+    if alone:
+        raise Refused(f"{len(alone)} images lie beside the class folders of {root}, such as {alone[0].name}",
+                      "move them into a class's folder, or into one called 'unlabelled'")
+    classes = [name for name in holding if name.lower() not in UNLABELLED_FOLDERS]
+    pairs = [(f, classes.index(name) if name in classes else UNLABELLED) for name, found in holding.items() for f in found]
+    return [f for f, _ in pairs], [t for _, t in pairs], classes
+
+
+def _below(folder: Path, deep: bool = True) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(p for p in found if p.suffix.lower() in images.SUFFIXES and not p.name.startswith(".") and p.is_file())
+
+
+def _from_files(files: list[str], shape: tuple[int, int, int], i: int) -> Tensor:
+    return images.decode(files[i], shape)

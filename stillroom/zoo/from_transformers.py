@@ -1,0 +1,158 @@
+"""Classifiers of images and texts from transformers: a folder, a name of the hub, or a configuration. No foreign code is run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from stillroom._compat import package
+from stillroom.errors import Refused
+from stillroom.zoo import from_timm, weights
+from stillroom.zoo.built import IMAGENET, Built, Scale, Wish, first_line, not_built
+from stillroom.zoo.specs import Spec, near
+
+FOREIGN = ("auto_map", "quantization_config", "torch_dtype", "dtype", "attn_implementation", "_attn_implementation",
+           "_attn_implementation_internal", "_name_or_path", "transformers_version", "use_kernels")     # code, or not of the network
+
+
+def build(asked: Spec, wish: Wish) -> Built:
+    """A folder with weights is loaded with them (`?fresh=yes`: without); a name of the hub with `pretrained`. Raises `Refused`."""
+    package("transformers")
+    folder, options = Path(asked.name).expanduser(), dict(asked.options)
+    fresh = bool(options.pop("fresh", False))
+    asked = asked._replace(options=options)
+    if not folder.is_dir():
+        if asked.name.startswith((".", "/", "~")) or asked.name.count("/") > 1:
+            raise Refused(f"{folder} is no folder", "name a folder with config.json and model.safetensors, or a model of the hub")
+        raw = weights.configuration(_hub_file(asked.name, "config.json", asked))
+        return configured(raw, asked, wish, asked.name if wish.pretrained and not fresh else None)
+    raw = weights.configuration(folder / "config.json")
+    if "architecture" in raw and "model_type" not in raw:
+        return from_timm.build(asked._replace(name=str(folder)), wish)
+    weights.refuse_foreign_shards(folder)
+    there = bool(list(folder.glob("*.safetensors")))
+    if not there and not fresh and (wish.pretrained or list(folder.glob("*.bin"))):
+        raise Refused(f"{folder} holds no safetensors, and pickles are not read",
+                      f"write it with model.save_pretrained(folder), or ask for fresh weights: {asked}?fresh=yes")
+    return configured(raw, asked, wish, str(folder) if there and not fresh else None)
+
+
+def configured(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:
+    """A classifier by its configuration, with the weights of `source` (a folder or a name of the hub) or fresh ones."""
+    package("transformers")
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise Refused(f"{asked}: transformers knows no model type {kind!r}, and code that comes with a model is never run",
+                      near(str(kind), CONFIG_MAPPING))
+    config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in raw.items() if k not in FOREIGN} | asked.options)
+    config.return_dict = True
+    image = type(config) in AutoModelForImageClassification._model_mapping and "Sequence" not in str(config.architectures)
+    auto: Any = AutoModelForImageClassification if image else AutoModelForSequenceClassification
+    if type(config) not in auto._model_mapping:
+        raise Refused(f"{asked}: transformers has no classifier of type {kind!r}", "name a model that classifies images or texts")
+    names = _names(config)
+    if wish.classes is not None and (source is None or wish.classes != config.num_labels):
+        config.num_labels, names = wish.classes, wish.names
+        if names:
+            config.id2label, config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    if image:
+        _fit(config, asked, wish, source)
+    try:
+        net, drawn = _net(auto, config, source, asked)
+    except Refused:
+        raise
+    except Exception as error:
+        raise not_built(asked, wish, error, "hf:FOLDER") from error
+    net.register_forward_pre_hook(_named, with_kwargs=True)
+    net.register_forward_hook(_logits, with_kwargs=True)
+    scale, side = _scale(source, asked, wish) if image else (None, None)
+    size = wish.size or _sides(config) or side
+    return Built(net, f"hf:{asked.name}", {}, config.num_labels, names or wish.names,
+                 (getattr(config, "num_channels", 3), *size) if image and size else None, scale, drawn,
+                 {k: v for k, v in config.to_dict().items() if k not in FOREIGN})
+
+
+def _net(auto: Any, config: Any, source: str | None, asked: Spec) -> tuple[Module, bool]:
+    """The network, and whether its last layer is fresh."""
+    if source is None:
+        return auto.from_config(config, trust_remote_code=False, dtype=torch.float32), True
+    net, told = auto.from_pretrained(source, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
+                                     ignore_mismatched_sizes=True, output_loading_info=True)
+    fresh = {*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}
+    body = sorted(k for k in fresh if k.startswith(f"{net.base_model_prefix}.") and ".pooler." not in k)
+    if body:
+        raise Refused(f"the weights in {source} do not fit {type(net).__name__}: {', '.join(body[:3])}{' …' if body[3:] else ''} would "
+                      "stay untrained", f"check its config.json, or ask for fresh weights: {asked}?fresh=yes")
+    return net, bool(fresh)
+
+
+def _fit(config: Any, asked: Spec, wish: Wish, source: str | None) -> None:
+    """Channels and image size as wished; refused where trained weights have others."""
+    channels, size = getattr(config, "num_channels", 3), _sides(config)
+    if wish.channels is not None and wish.channels != channels:
+        if source is not None:
+            raise Refused(f"the weights of {asked} take {channels} channels; {wish.channels} were asked", f"let the data have channels={channels}")
+        config.num_channels = wish.channels
+    if wish.size is not None and size is not None and wish.size != size:
+        if source is not None:
+            raise Refused(f"the weights of {asked} take images of {size[0]} × {size[1]}; {wish.size[0]} × {wish.size[1]} was asked",
+                          f"let the data have size={size[0] if size[0] == size[1] else size}")
+        config.image_size = wish.size[0] if wish.size[0] == wish.size[1] else list(wish.size)
+
+
+def _scale(source: str | None, asked: Spec, wish: Wish) -> tuple[tuple[Scale, Scale], tuple[int, int] | None]:
+    """Mean, std and image size of the image processor; what it does to 0 … 255 is said for [0, 1] here."""
+    if source is None:
+        return IMAGENET, None
+    told: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = Path(source, name) if Path(source).is_dir() else _hub_file(source, name, asked, needed=False)
+        if not told and file and Path(file).is_file():
+            raw = weights.configuration(file)
+            told = raw.get("image_processor", raw)
+    if not told and (wish.mean is None or wish.std is None):
+        raise Refused(f"{source} does not say with which input scale its weights were trained (it has no preprocessor_config.json)",
+                      f"save its image processor beside it, or name the scale: {asked}?mean=(0.5,0.5,0.5)&std=(0.5,0.5,0.5)")
+    unit = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    shift = 1.0 if told.get("rescale_offset") else 0.0
+    mean: Sequence[float] = (told.get("image_mean") or IMAGENET[0]) if told.get("do_normalize", True) else (0.0,)
+    std: Sequence[float] = (told.get("image_std") or IMAGENET[1]) if told.get("do_normalize", True) else (1.0,)
+    size = told.get("size")
+    side = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
+    return ([(m + shift) / unit for m in mean], [s / unit for s in std]), (int(side), int(side)) if side else None
+
+
+def _names(config: Any) -> list[str] | None:
+    """Names of the classes; None where they only have numbers."""
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def _sides(config: Any) -> tuple[int, int] | None:
+    size = getattr(config, "image_size", None)
+    return None if size is None else (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _hub_file(name: str, file: str, asked: Spec, needed: bool = True) -> str | None:
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=needed, _raise_exceptions_for_connection_errors=needed)
+    except Exception as error:
+        raise Refused(f"{asked} could not be fetched: {first_line(error)}",
+                      "without a network put its config.json and model.safetensors into a folder and name hf:FOLDER") from error
+
+
+def _named(_net: Module, inputs: tuple, named: dict[str, Any]):
+    """A batch of texts is a dict: its entries become the arguments."""
+    return (inputs[1:], {**inputs[0], **named}) if inputs and isinstance(inputs[0], dict) else None
+
+
+def _logits(_net: Module, _inputs: tuple, named: dict[str, Any], output: Any) -> Any:
+    """Logits alone, unless hidden states or attention were asked for."""
+    return output if named.get("output_hidden_states") or named.get("output_attentions") else output.logits

@@ -1,0 +1,81 @@
+"""Models by name. Each takes images in [0, 1] and normalises them itself, by hooks that leave the names of its weights alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.nn import Module
+
+from stillroom._compat import package
+from stillroom.errors import Refused
+from stillroom.zoo import from_files, from_timm, from_torchvision, from_transformers
+from stillroom.zoo.built import Built, Wish, finish
+from stillroom.zoo.specs import Spec, near, parse
+
+SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
+    "timm": from_timm.build, "torchvision": from_torchvision.build, "hf": from_transformers.build,
+    "file": from_files.own, "small": from_files.small}
+KINDS = (*SOURCES, "run")
+
+
+def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: int | None = None,
+          size: int | tuple[int, int] | None = None, pretrained: bool = False) -> Module:
+    """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
+
+    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · file:PATH.py:callable ·
+    run:FOLDER (made before) · small:mlp · small:cnn; options as `timm:resnet18?drop_rate=0.1`, weights on this machine as
+    `torchvision:resnet18?weights=FILE`, an input scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights;
+    `pretrained` fetches them from the hub. Fresh weights are drawn from torch's global generator.
+
+    classes     their number, or their names
+    size        height and width of the images, or one number for both
+
+    The model carries `origin` (what rebuilds it, JSON), `classes` (names or None), `expects` ((channels, height, width) or
+    None) and `drawn` (digest of a last layer that was never trained, or None). A text model takes a dict of tensors.
+    Raises `Refused` when a name is unknown, a package is missing, or weights are not there or do not fit.
+    """
+    asked = parse(spec)
+    if asked.kind not in KINDS or not asked.name:
+        known = "models read " + ", ".join(f"{kind}:…" for kind in KINDS)
+        raise Refused(f"{spec!r} names no model", known if asked.kind in KINDS else
+                      f"did you mean 'timm:{spec}'? {known}" if not asked.name else near(asked.kind, KINDS) + " " + known)
+    if asked.kind == "run":
+        return _made_before(asked.name)
+    names = list(classes) if isinstance(classes, Sequence) else None
+    number = len(names) if names is not None else int(classes) if classes is not None else None  # type: ignore[call-overload]
+    sides = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
+    for what, value in (("classes", number), ("channels", channels), ("size", sides and min(sides))):
+        if value is not None and value < 1:
+            raise Refused(f"{what}={value}", "a whole number from 1")
+    options = dict(asked.options)
+    wish = Wish(number, names, channels, sides, pretrained, options.pop("mean", None), options.pop("std", None))
+    return finish(SOURCES[asked.kind](asked._replace(options=options), wish), wish)
+
+
+def rebuild(origin: dict[str, Any]) -> Module:
+    """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
+    asked = parse(origin["spec"])
+    if asked.kind not in SOURCES:
+        raise Refused(f"the origin {origin['spec']!r} is unknown", "load the weights into a model: saved.load(folder, into=model)")
+    options = {k: _tuples(v) for k, v in origin.get("options", {}).items() if k not in from_timm.LOADING}
+    wish = Wish(origin.get("classes"), None, origin.get("channels"), _tuples(origin.get("size")), False, origin.get("mean"), origin.get("std"))
+    asked = asked._replace(options=options)
+    if asked.kind == "hf":
+        return finish(from_transformers.configured(origin["config"], asked, wish, None), wish)
+    if asked.kind == "timm" and not package("timm").is_model(asked.name):
+        raise Refused(f"this timm knows no {asked.name!r}", "install the version that student.json names")
+    if asked.kind == "file":
+        from_files.refuse_installed(asked.name)
+    return finish(SOURCES[asked.kind](asked, wish), wish)
+
+
+def _made_before(folder: str) -> Module:
+    from stillroom import saved
+
+    made = saved.load(folder)
+    if not isinstance(made, Module):
+        raise Refused(f"{folder} holds a {type(made).__name__}, no model", "name a folder whose run made a model")
+    return made
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
