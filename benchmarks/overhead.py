@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--pairs 30] [--threads 1]
 
-Both loops do the same work: batch by index, teacher forward, student forward, KL and cross-entropy, backward, SGD (fused) with a cosine
-rate. Blocks of steps alternate A B A B …, and the ratio is taken pair by pair, so that a machine whose speed drifts does no harm.
-torchdistill's distillation box runs the same job beside them where it is installed.
+Both loops do the same work: batch by index, teacher forward, student forward, KL and cross-entropy, backward, SGD (fused) with
+a cosine rate. Blocks of steps alternate A B A B …, and the ratio is taken pair by pair, so that a machine whose speed drifts does
+no harm. torchdistill's distillation box runs the same job beside them where it is installed.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def bare(student, teacher, data, steps):
         with torch.no_grad():
             taught = teacher(x)
         logits = student(x)
-        soft = F.kl_div((logits / T).log_softmax(-1), (taught / T).log_softmax(-1), reduction="batchmean", log_target=True) * T * T
+        p, q = (logits / T).log_softmax(-1), (taught / T).log_softmax(-1)
+        soft = F.kl_div(p, q, reduction="batchmean", log_target=True) * T * T
         loss = ALPHA * soft + (1 - ALPHA) * F.cross_entropy(logits, y)
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -71,8 +72,8 @@ def peer(student, teacher, data, steps):
         "optimizer": {"key": "SGD", "kwargs": {"lr": LR, "momentum": 0.9, "weight_decay": 5e-4, "fused": True}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {
             "criterion": {"key": "KDLoss", "kwargs": {
-                "student_module_path": ".", "student_module_io": "output", "teacher_module_path": ".", "teacher_module_io": "output",
-                "temperature": T, "alpha": 1 - ALPHA, "reduction": "batchmean"}}, "weight": 1.0}}}},
+                "student_module_path": ".", "student_module_io": "output",
+                "teacher_module_path": ".", "teacher_module_io": "output", "temperature": T, "alpha": 1 - ALPHA, "reduction": "batchmean"}}, "weight": 1.0}}}},
     }
     box = get_distillation_box(teacher, student, {}, config, torch.device("cpu"), None, False, 1.0)
     while True:
@@ -115,8 +116,9 @@ def main():
             for n in list(streams)[:: 1 if pair % 2 else -1]:
                 times[n].append(milliseconds(streams[n], steps))
         for n, own in times.items():
-            ratios = sorted(a / b for a, b in zip(own, times["bare"], strict=True))
-            rows.append((job, n, statistics.median(own), statistics.median(ratios), ratios[len(ratios) // 4], ratios[-len(ratios) // 4]))
+            ratios = [a / b for a, b in zip(own, times["bare"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            rows.append((job, n, statistics.median(own), middle, low, high))
     print(f"\nCPU ms a step, {options.threads} thread(s), {options.pairs} pairs; ratio to the bare loop: median (quartiles)")
     for job, n, ms, ratio, low, high in rows:
         print(f"  {job:42} {n:13} {ms:9.3f} ms   {ratio:.3f}  ({low:.3f} … {high:.3f})")

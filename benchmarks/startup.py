@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py [--runs 20]
 
-Wall seconds of whole processes, in turn, median. The bounds: list < 0.1 s more than Python, --help < 0.3 s, no torch imported by either.
+Wall seconds of whole processes, in turn, median. The bounds: list < 0.1 s more than Python, --help < 0.3 s, and no torch imported
+by either.
 """
 
 import argparse
@@ -33,8 +34,8 @@ def main():
     print("\nwall seconds, median" + " " * 12 + "more than Python   torch imported")
     for name, words in COMMANDS.items():
         median = statistics.median(times[name][1:])
-        probe = f"import sys, runpy; sys.argv = ['stillroom', *{words[2:]!r}]\ntry: runpy.run_module('stillroom.cli', run_name='__main__')\n" \
-                "except SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
+        probe = (f"import sys\nfrom stillroom.cli import main\nmain({words[2:]!r})\n"
+                 "print('torch' in sys.modules, file=sys.stderr)")
         torch = "" if words[0] == "-c" else subprocess.run(
             [sys.executable, "-c", probe], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True).stderr.strip()
         print(f"  {name:26} {median:.3f}   {median - python:8.3f}            {torch}")

@@ -15,10 +15,12 @@ def pages() -> dict[Path, str]:
 
 
 def index() -> str:
-    rows = [(c.family, f"[{c.name}](recipes/{c.name}.md)", c.short, f"{c.title} ({c.year})", measured(c.name), status.status(c.name))
-            for c in sorted(map(recipe.card, recipe.names()), key=lambda c: (c.family, c.name))]
-    return (f"{STAMP}# Recipes\n\n*proven*: on real data, better than its baseline with every one of at least three seeds. *checked*: value tests and "
-            "trial pass; the proof is shown, lost or not on real data. Status is computed from `proofs/`.\n\n"
+    cards = sorted(map(recipe.card, recipe.names()), key=lambda c: (c.family, c.name))
+    rows = [(c.family, f"[{c.name}](recipes/{c.name}.md)", c.short, f"{c.title} ({c.year})", measured(c.name),
+             status.status(c.name)) for c in cards]
+    return (f"{STAMP}# Recipes\n\n*proven*: on real data, better than its baseline with every one of at least three seeds. "
+            "*checked*: value tests and trial pass; the proof is shown, lost or not on real data. Status is computed from "
+            "`proofs/`.\n\n"
             + table(("family", "name", "short", "paper", "measured", "status"), rows))
 
 

@@ -229,7 +229,8 @@ def same_luck_for_all(monkeypatch):
             shape = draw(*args, **named)
             state = torch.random.get_rng_state()
             torch.manual_seed(next(calls))
-            value = draw(1, **{k: v for k, v in named.items() if k in ("dtype", "device")}) if draw in sized else draw(torch.zeros(1))
+            kind = {k: v for k, v in named.items() if k in ("dtype", "device")}
+            value = draw(1, **kind) if draw in sized else draw(torch.zeros(1))
             torch.random.set_rng_state(state)
             return torch.full_like(shape, value.item())
         return drawn

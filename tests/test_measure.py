@@ -44,6 +44,7 @@ def test_calibration_error_equals_the_sum_written_out():
     assert calibration_error(logits, y) == pytest.approx(100 * total, abs=1e-3)
 
 
-@pytest.mark.parametrize(("ours", "beats", "better", "holds"), [(2, 1, "higher", True), (1, 1, "higher", False), (1, 2, "lower", True)])
+@pytest.mark.parametrize(("ours", "beats", "better", "holds"), [
+    (2, 1, "higher", True), (1, 1, "higher", False), (1, 2, "lower", True)])
 def test_a_proof_holds_when_it_is_strictly_better(ours, beats, better, holds):
     assert Proof(ours, beats, "x", better).holds is holds

@@ -29,7 +29,8 @@ def by_hand(make, steps=5):
 @pytest.mark.parametrize(("ours", "theirs"), [
     (lambda x: optim.sgd(x, lr=0.1, momentum=0.5, decay=0.1), lambda p: torch.optim.SGD(p, 0.1, 0.5, weight_decay=0.1)),
     (lambda x: optim.sgd(x, lr=0.1, nesterov=True), lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True)),
-    (lambda x: optim.adamw(x, lr=0.1, decay=0.2, betas=(0.8, 0.9)), lambda p: torch.optim.AdamW(p, 0.1, (0.8, 0.9), weight_decay=0.2)),
+    (lambda x: optim.adamw(x, lr=0.1, decay=0.2, betas=(0.8, 0.9)),
+     lambda p: torch.optim.AdamW(p, 0.1, (0.8, 0.9), weight_decay=0.2)),
     (lambda x: optim.adam(x, lr=0.1), lambda p: torch.optim.Adam(p, 0.1)),
 ])
 def test_they_are_torch_s_own(ours, theirs):
