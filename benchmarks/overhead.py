@@ -73,7 +73,8 @@ def peer(student, teacher, data, steps):
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {
             "criterion": {"key": "KDLoss", "kwargs": {
                 "student_module_path": ".", "student_module_io": "output",
-                "teacher_module_path": ".", "teacher_module_io": "output", "temperature": T, "alpha": 1 - ALPHA, "reduction": "batchmean"}}, "weight": 1.0}}}},
+                "teacher_module_path": ".", "teacher_module_io": "output", "temperature": T,
+                "alpha": 1 - ALPHA, "reduction": "batchmean"}}, "weight": 1.0}}}},
     }
     box = get_distillation_box(teacher, student, {}, config, torch.device("cpu"), None, False, 1.0)
     while True:

@@ -1,5 +1,6 @@
 """From settings to what plays: the recipe with its fields, its actors, the judges; and the folder that keeps all of it."""
 
+import copy
 import json
 import os
 import shlex
@@ -72,26 +73,30 @@ def _named(chosen: Settings) -> Job:
     if missing:
         own = "" if chosen.recipe == ALONE else ", or leave all actors out to run on the recipe's own trial"
         raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
-    seed, options = chosen.options["seed"], chosen.options
     data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
-    context: dict[str, Any] = {"pretrained": options["pretrained"]}
-    known: dict[str, Any] = {"words": "no data"}
+    known, context = _data(chosen.actors[data], chosen.options) if data else ({"words": "no data"}, {})
     made: dict[str, Any] = {}
-    if data:
-        # One split for every seed: no image that a student is tested on was in its teacher's training.
-        splits = zoo.splits(chosen.actors[data], size=options["size"] or None, channels=options["channels"] or None,
-                            skip_corrupt=options["skip_corrupt"])
-        train = made[data] = splits.train
-        shape = tuple(train.shape)
-        context |= {"classes": train.classes, "channels": shape[0], "size": shape[1:]} if len(shape) == 3 else {"classes": train.classes}
-        known = {"words": train.words, "fingerprint": train.fingerprint, "classes": train.classes, "shape": shape,
-                 "valid": splits.valid, "test": splits.test}
+    context["pretrained"] = chosen.options["pretrained"]
     for actor in actors:
-        if actor.name in chosen.actors and actor.name != data:
-            torch.manual_seed(_number(seed, actor.name))        # a resumed run begins with the same network
+        if actor.name == data:
+            made[data] = known.pop("train")
+        elif actor.name in chosen.actors:
+            torch.manual_seed(_number(chosen.options["seed"], actor.name))        # a resumed run begins with the same network
             made[actor.name] = zoo.actor(actor.type, chosen.actors[actor.name], **context)
     kind = Alone if chosen.recipe == ALONE else recipe.load(chosen.recipe)
-    return Job(chosen, kind(**chosen.fields), {a.name: made[a.name] for a in actors if a.name in made}, **known)
+    return Job(chosen, kind(**chosen.fields), made, **known)
+
+
+def _data(spec: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a job knows of its data, and what models are told of them. One split for every seed: no image that a student is
+    tested on was in its teacher's training."""
+    skip = options["skip_corrupt"]
+    parts = zoo.splits(spec, size=options["size"] or None, channels=options["channels"] or None, skip_corrupt=skip)
+    train, shape = parts.train, tuple(parts.train.shape)
+    known = {"train": train, "valid": parts.valid, "test": parts.test, "words": train.words, "fingerprint": train.fingerprint,
+             "classes": train.classes, "shape": shape}
+    images = {"channels": shape[0], "size": shape[1:]} if len(shape) == 3 else {}
+    return known, {"classes": train.classes or None, "skip_corrupt": skip, **images}
 
 
 def _number(*words: Any) -> int:
@@ -166,6 +171,74 @@ def say(found: Mapping[str, Any]) -> str:
     if "accuracy" in found:
         return f"{found['accuracy']:.2f} % of {found['samples']} test samples right"
     return "nothing here judges what was made"
+
+
+# --- what was made ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Finished:
+    """A student, and what it is judged by."""
+
+    student: Module
+    teacher: Module | None = None
+    test: Any = None             # data set, where there is one
+    words: str = "no data: name some with --data"
+    sample: Any = None           # shape of one sample, or one sample of named tensors; None when it is not known
+
+
+def finished(folder: Path, *, data: str = "", teacher: str = "") -> Finished:
+    """The student in a folder, with the test split and the teacher of its run, or those that are named. Raises `Refused`."""
+    if not (folder / "student.json").exists():
+        state = facts(folder)["state"]
+        raise Refused(f"{folder} holds no network: its run is {state}",
+                      "what it made is in made.json" if state == "finished" else f"stillroom run --resume {folder}")
+    file = folder / "settings.yaml"
+    chosen = settings.read(file) if file.exists() else settings.defaults(ALONE)
+    found = _own(folder, chosen, data) if file.exists() else Finished(saved.load(folder))
+    net: Any = found.student
+    context: dict[str, Any] = {}
+    if data:
+        reading = dict(chosen.options)
+        if net.expects and not reading["size"]:
+            reading |= {"channels": net.expects[0], "size": net.expects[1:]}
+        known, context = _data(data, reading)
+        found = replace(found, test=known["test"], words=known["test"].words)
+    sample = _sample(found.test) or net.expects
+    if teacher:
+        net = zoo.actor("Module", teacher, **context, pretrained=chosen.options["pretrained"])
+        found = replace(found, teacher=net.eval())
+    return replace(found, sample=sample)
+
+
+def _own(folder: Path, chosen: Settings, data: str) -> Finished:
+    """The student of a run, with the data and the teacher that it had."""
+    job = prepare(chosen)
+    if not data and job.fingerprint != facts(folder)["data"]["fingerprint"]:
+        raise Refused(f"the data of {folder} have changed: now {job.words}", "put them back, or name some: --data SPEC")
+    teacher = job.actors.get("teacher")
+    return Finished(_load(folder, [a for a in job.actors.values() if isinstance(a, Module)]),
+                    teacher.eval() if isinstance(teacher, Module) else None, job.test,
+                    getattr(job.test, "words", job.words))
+
+
+def _load(folder: Path, actors: list[Module]) -> Module:
+    """The student, rebuilt by its origin, or else into that actor of its run which it fits."""
+    try:
+        return saved.load(folder)
+    except Refused as error:
+        for actor in actors:
+            try:
+                return saved.load(folder, into=copy.deepcopy(actor))
+            except Refused:
+                continue
+        raise error
+
+
+def _sample(data: Any) -> Any:
+    if data is None or not len(data):
+        return None
+    x = data[0][0]
+    return {k: torch.as_tensor(v) for k, v in x.items()} if isinstance(x, Mapping) else tuple(x.shape)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def save(made: Any, folder: str | Path, *, origin: dict[str, Any] | None = None,
         tensors = _apart(made.state_dict())
         origin = origin or _told(made, "origin", dict)
         expects = shape or _told(made, "expects", tuple)
-        about = {"origin": origin if origin and _rebuilds(origin, made.state_dict()) else None,
+        about = {"origin": _good(origin, made),
                  "classes": classes or _told(made, "classes", list), "shape": expects and list(expects),
                  "kind": type(made).__name__, "shared": _shared(made.state_dict()), "versions": _versions(origin)}
         _write(folder, STUDENT, tensors, about)
@@ -58,7 +58,8 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
     folder = Path(folder)
     name = next((n for n in (STUDENT, MADE) if (folder / f"{n}.json").is_file()), None)
     if name is None:
-        raise Refused(f"{folder} holds nothing that was made", "name the folder of a finished run: it has student.json or made.json")
+        raise Refused(f"{folder} holds nothing that was made",
+                      "name the folder of a finished run: it has student.json or made.json")
     about = _about(folder / f"{name}.json")
     tensors = _tensors(folder, about)
     if name == MADE:
@@ -115,8 +116,13 @@ def _atomic(file: Path, write: Callable[[Path], Any]) -> None:
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors wants them: on the CPU, contiguous, none sharing memory; one of each that are the same."""
-    again = _shared(state)
-    return {name: t.detach().cpu().contiguous().clone() for name, t in state.items() if name not in again}
+    again, held, apart = _shared(state), set(), {}
+    for name, t in state.items():
+        if name not in again:
+            t = t.detach().cpu().contiguous()
+            apart[name] = t.clone() if t.untyped_storage().data_ptr() in held else t
+            held.add(t.untyped_storage().data_ptr())
+    return apart
 
 
 def _shared(state: dict[str, Tensor]) -> dict[str, str]:
@@ -131,16 +137,18 @@ def _shared(state: dict[str, Tensor]) -> dict[str, str]:
     return again
 
 
-def _rebuilds(origin: dict[str, Any], state: dict[str, Tensor]) -> bool:
-    """Whether the origin still gives a module of these weights: a recipe may have changed the network."""
-    from stillroom.zoo.models import rebuild
-
-    try:
-        with torch.device("meta"):
-            fresh = rebuild(origin).state_dict()
-    except Exception:                                   # saving must not fail for it: the weights are the work
-        return False
-    return {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in state.items()}
+def _good(origin: dict[str, Any] | None, made: Module) -> dict[str, Any] | None:
+    """The origin if it still gives a module of these weights, else None: a recipe may have changed the network."""
+    if not origin:
+        return None
+    for device in ("meta", "cpu"):                      # some networks compute while they are built
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                fresh = _rebuilt(origin).state_dict()
+        except Exception:                               # saving must not fail for it: the weights are the work
+            continue
+        return origin if {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in made.state_dict().items()} else None
+    return None
 
 
 def _told(made: Module, what: str, kind: type) -> Any:
@@ -168,9 +176,8 @@ def _tree(thing: Any, tensors: dict[str, Tensor], at: str) -> Any:
         return thing.item()
     if isinstance(thing, Module):
         state = {f"{at}.{k}": v for k, v in thing.state_dict().items()}
-        origin = _told(thing, "origin", dict)
         tensors.update(state)
-        return {"module": at, "kind": type(thing).__name__, "origin": origin if origin and _rebuilds(origin, thing.state_dict()) else None}
+        return {"module": at, "kind": type(thing).__name__, "origin": _good(_told(thing, "origin", dict), thing)}
     if isinstance(thing, dict):
         if not all(isinstance(k, str | int) for k in thing):
             raise Refused(f"a dict at {at} has keys that are neither words nor whole numbers", "use words as keys")
@@ -193,10 +200,12 @@ def _about(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"{file} is damaged ({type(error).__name__})", "run it again, or take it from a copy") from error
     if number != FORMAT:
-        raise Refused(f"{file} has format {number}; this stillroom reads format {FORMAT}", "install the version that wrote it: see its `versions`")
+        raise Refused(f"{file} has format {number}; this stillroom reads format {FORMAT}",
+                      "install the version that wrote it: see its `versions`")
     wanted = {"origin", "classes", "shape", "kind"} if file.stem == STUDENT else {"made"}
     if not wanted | {"shared"} <= set(about):
-        raise Refused(f"{file} is damaged (without {', '.join(sorted(wanted - set(about)))})", "run it again, or take it from a copy")
+        raise Refused(f"{file} is damaged (without {', '.join(sorted(wanted - set(about)))})",
+                      "run it again, or take it from a copy")
     return about
 
 
@@ -214,7 +223,8 @@ def _tensors(folder: Path, about: dict[str, Any]) -> dict[str, Tensor]:
     if not file.is_file():
         raise Refused(f"{file} is missing", "run it again, or take it from a copy")
     if file.stat().st_size != told["bytes"] or _sha256(file) != told["sha256"]:
-        raise Refused(f"{file} is not the file that its JSON describes: it was damaged or exchanged", "run it again, or take it from a copy")
+        raise Refused(f"{file} is not the file that its JSON describes: it was damaged or exchanged",
+                      "run it again, or take it from a copy")
     tensors = load_file(file)
     return tensors | {again: tensors[kept] for again, kept in about["shared"].items()}
 
@@ -228,9 +238,10 @@ def _rebuilt(origin: dict[str, Any]) -> Module:
 def _fill(net: Module, tensors: dict[str, Tensor], folder: Path) -> None:
     own = net.state_dict()
     other = [f"{k} is not there" for k in tensors if k not in own] + [f"{k} is not saved" for k in own if k not in tensors]
-    other += [f"{k} is {list(own[k].shape)}, saved {list(t.shape)}" for k, t in tensors.items() if k in own and own[k].shape != t.shape]
+    other += [f"{k} is {list(own[k].shape)}, saved {list(t.shape)}" for k, t in tensors.items() if own.get(k, t).shape != t.shape]
     if other:
-        raise Refused(f"the weights in {folder} do not fit this {type(net).__name__}: {'; '.join(other[:3])}{' …' if other[3:] else ''}",
+        some = "; ".join(other[:3]) + (" …" if other[3:] else "")
+        raise Refused(f"the weights in {folder} do not fit this {type(net).__name__}: {some}",
                       "build the model exactly as it was when it was saved")
     net.load_state_dict(tensors)
 

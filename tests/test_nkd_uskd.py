@@ -112,6 +112,12 @@ def test_the_weak_head_is_dropped_and_the_probe_leaves_the_batch_norms_alone(gro
     assert list(made.state_dict()) == names and made[1].num_batches_tracked == 3      # its three steps and nothing else
 
 
+def test_no_label_at_all_is_refused_without_a_teacher(ground):
+    student, _, data = ground
+    with pytest.raises(Refused, match="no sample has a label"):
+        NKD(steps=1)(Run(), student=student, data=TensorDataset(data.tensors[0], torch.full((32,), UNLABELLED)))
+
+
 def test_an_unknown_layer_is_refused(ground):
     student, _, data = ground
     with pytest.raises(Refused, match="no module called"):
@@ -148,6 +154,7 @@ def test_the_weak_head_reads_the_last_stage_but_one():
         net = timm.create_model(name)
         _, (early,) = Tap(net.eval(), intermediate(net, torch.rand(2, 3, 64, 64)))(torch.rand(2, 3, 64, 64))
         assert early.shape == (2, width, 4, 4), name
+    assert intermediate(timm.create_model("swin_tiny_patch4_window7_224"), torch.rand(1, 3, 224, 224)) == "layers.2"
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32)
     assert intermediate(vit, torch.rand(2, 3, 32, 32)) == "blocks.2"         # block 3 of 12, as in the authors' DeiT
 

@@ -16,6 +16,14 @@ from stillroom.arenas.alone import labelled
 from stillroom.errors import Refused
 from stillroom.measure.classification import predict
 
+REGIMES = {      # of the digits arena, in words
+    "clean": "handwritten digits, all labels known",
+    "few": "handwritten digits, fifty labels known",
+    "noisy": "handwritten digits, two labels in five wrong",
+    "weak": "handwritten digits, fifty labels known and a teacher that knew sixty",
+}
+ARENA_STUDENT = "small:mlp?hidden=32"      # as the zoo builds it again
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
@@ -45,10 +53,12 @@ def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any
         split = _splits(given["data"], reading)
     else:
         cast = arenas.digits(regime, seed)          # every seed draws its own split, labels and teacher
-        split = SimpleNamespace(train=cast.actors["data"], valid=cast.valid, test=cast.test, words=cast.data)
+        split = SimpleNamespace(train=cast.actors["data"], valid=cast.valid, test=cast.test, words=REGIMES[regime])
     shape, classes = _look(split)
     torch.manual_seed(1000 + seed)
     networks = {who: _network(given[who], classes, shape, reading) if given[who] else cast.actors[who] for who in ("student", "teacher")}
+    if not given["student"]:
+        networks["student"].origin = {"spec": ARENA_STUDENT, "options": {}, "classes": len(classes), "channels": shape[0], "size": list(shape[1:])}
     made = Ground(train=split.train, valid=split.valid, test=split.test, words=split.words, classes=classes, shape=shape, **networks)
     _check(made)
     return made
@@ -69,6 +79,8 @@ def _splits(data: Any, reading: dict[str, Any]) -> SimpleNamespace:
 
 def _look(split) -> tuple[tuple[int, ...], list[str]]:
     """Shape of a sample and the names of the classes. Raises `Refused` where labels are missing that compare needs."""
+    if not isinstance(split.train[0][0], Tensor):
+        raise Refused("a sample of these data is no tensor", "compare takes images so far; use `stillroom run` for texts")
     for name in ("valid", "test"):
         part = getattr(split, name)
         if part is None or not len(part):
@@ -91,7 +103,7 @@ def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: di
     if isinstance(given, str):
         from stillroom import zoo
 
-        return zoo.model(given, classes=len(classes), channels=shape[0], size=shape[-1], pretrained=reading["pretrained"])
+        return zoo.model(given, classes=classes, channels=shape[0], size=(shape[-2], shape[-1]), pretrained=reading["pretrained"])
     return copy.deepcopy(given) if isinstance(given, Module) else given()
 
 

@@ -69,12 +69,12 @@ def show(result: dict[str, Any]) -> None:
 
     console, folder = Console(), Path(result["folder"])
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("", "test accuracy, %", "to student alone", "to tuned KD", "ECE, %", "as teacher, %", "s per run"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    for column in ("", "accuracy, %", "to student alone", "to tuned KD", "ECE, %", "s/run"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in result["ranking"]:
-        seconds = words.number(row["seconds"]["mean"]) + (f"  {row['failed']} of {row['runs']} failed" if row["failed"] else "")
-        table.add_row(row["label"], words.spread(row["accuracy"]), words.interval(row["vs_alone"]), words.interval(row["vs_tuned"]),
-                      words.number(row["ece"]["mean"]), words.number(row["agreement"]["mean"]), seconds,
+        label = row["label"] + (f"  {row['failed']} of {row['runs']} failed" if row["failed"] else "")
+        table.add_row(label, words.spread(row["accuracy"]), words.interval(row["vs_alone"]), words.interval(row["vs_tuned"]),
+                      words.percent(row["ece"]["mean"]), words.number(row["seconds"]["mean"], 2),
                       style="bold" if row["name"] == result["winner"] else None)
     if result["teacher"]["accuracy"]:
         table.add_row("teacher", words.spread(mean_std(result["teacher"]["accuracy"])), style="dim")

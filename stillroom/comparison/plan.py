@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.nn import Module
 
-from stillroom import recipe, settings
+from stillroom import checks, recipe, settings
 from stillroom.arenas.alone import Alone
 from stillroom.comparison.files import read, write
 from stillroom.comparison.ground import Ground, ground
@@ -25,7 +25,7 @@ from stillroom.run import Run
 FORMAT = 1
 ALONE, TUNED = "alone", "kd_tuned"
 ACTORS = ("student", "teacher", "data")
-GRID = {"alpha": (0.3, 0.6, 0.9), "temperature": (1.0, 2.0, 4.0)}      # of the tuned KD
+GRID = {"alpha": (0.5, 0.9, 1.0), "temperature": (1.0, 2.0, 4.0)}      # of the tuned KD
 READING = ("size", "channels", "pretrained", "skip_corrupt")           # how the zoo reads; the other options are the run's
 
 
@@ -229,7 +229,8 @@ def claim(plan: Plan) -> None:
                           "name another folder with --out, delete this one, or give the same settings")
         plan.timed.update(old["timed"])
         plan.settings["fields"] = {**old["settings"]["fields"], **plan.settings["fields"]}
-    plan.ground(0)                                                   # refuses actors that do not fit before anything is written
+    first, kd = plan.ground(0), plan.tuned                          # refused before anything is written: actors that do not fit
+    checks.before(kd.kind(), Run(**plan.options), first.actors(kd.actors))
     _keep(plan)
 
 

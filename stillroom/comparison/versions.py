@@ -20,4 +20,5 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"}
+    threads = torch.get_num_threads()
+    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} used{gpu}"}

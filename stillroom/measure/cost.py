@@ -91,16 +91,18 @@ def onnx_latency(file: str | Path, shape: Sample, *, repeats: int = 50, seconds:
 
 
 def _times(call: Callable[[], Any], repeats: int, seconds: float, wait: Callable[[], None] | None = None) -> list[float]:
-    """Milliseconds of each call, after three that do not count."""
+    """Milliseconds of each call, after some that do not count: three, or one that is slow."""
     times: list[float] = []
-    for turn in range(-3, repeats):
+    warm = 3
+    while len(times) < repeats:
         began = time.perf_counter()
         call()
         if wait:
             wait()
-        if turn >= 0:
-            times.append(1000 * (time.perf_counter() - began))
-        if turn >= 4 and sum(times) > 1000 * seconds:
+        times.append(1000 * (time.perf_counter() - began))
+        if warm:
+            warm = 0 if times.pop() > 100 * seconds else warm - 1
+        elif len(times) >= 5 and sum(times) > 1000 * seconds:
             break
     return times
 

@@ -4,10 +4,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.batches import whole
+from stillroom.errors import Refused
 from stillroom.parts.places import classifier
 
 
@@ -65,3 +67,50 @@ def choose_mix(model: TwoHeads, valid, alphas: Sequence[float] = tuple(i / 20 fo
     best = max(((a, b) for b in betas for a in alphas), key=score)
     model.mix.copy_(torch.tensor(best))
     return best
+
+
+class PrototypeHead(Module):
+    """Features [..., dim] → scores of unit-length features against unit-length prototypes, [..., prototypes], each in [−1, 1].
+
+    Three layers with GELU, dim → hidden → hidden → bottleneck, l2-normalised, then a linear layer without bias whose rows are
+    normalised (Caron et al. 2021, appendix C: weight normalisation with its magnitude fixed at 1).
+    """
+
+    def __init__(self, dim: int, prototypes: int = 65_536, hidden: int = 2048, bottleneck: int = 256):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                                 nn.Linear(hidden, bottleneck))
+        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        for layer in self.mlp[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)
+
+    def forward(self, x: Tensor, learn: bool = True) -> Tensor:
+        """`learn=False`: no gradient reaches the prototypes."""
+        prototypes = self.prototypes if learn else self.prototypes.detach()
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(prototypes, dim=-1))
+
+
+def headless(model: Module, x: Tensor) -> tuple[Module, int]:
+    """The network without the linear layer that makes its logits, taken out of it for good, and the width of its feature.
+
+    x: any inputs of it, [batch, …]. A network that ends in something else, in features [batch, width], stays as it is.
+    Raises `Refused` when that output is not one vector a sample.
+    """
+    try:
+        name = classifier(model, x)
+    except Refused:
+        name = ""
+    if name:
+        width = model.get_submodule(name).in_features
+        model.set_submodule(name, nn.Identity())
+        return model, width
+    modes = [(m, m.training) for m in model.modules()]
+    with torch.no_grad():
+        out = model.eval()(x)
+    for m, mode in modes:
+        m.training = mode
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        raise Refused(f"{type(model).__name__} does not end in one vector a sample", "give a network images → [batch, width]")
+    return model, out.shape[-1]

@@ -1,5 +1,7 @@
 """What learns: an optimiser, its rate and its clipping as one thing."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,20 +12,26 @@ from stillroom.parts.schedules import Schedule
 
 
 class Optimiser:
-    """A torch optimiser over `params`, with a learning rate that follows progress and a bound on the gradient's norm."""
+    """A torch optimiser over `params`, with a learning rate that follows progress and a bound on the gradient's norm.
 
-    def __init__(self, inner: torch.optim.Optimizer, lr: float | Schedule, clip: float | None):
-        self.inner, self.lr, self.clip = inner, lr, clip
+    Groups of `inner` may name their share of the learning rate (`scale`); those with weight decay follow `decay` if it is given.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, lr: float | Schedule, clip: float | None, decay: Schedule | None = None):
+        self.inner, self.lr, self.clip, self.decay = inner, lr, clip, decay
         self.params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
         self.scales = [group.pop("scale", 1.0) for group in inner.param_groups]
+        self.decayed = [group.get("weight_decay", 0.0) != 0.0 for group in inner.param_groups]
         self.scaler: torch.amp.GradScaler | None = None     # set by Run under fp16
         self.checked = False                                # set by Run: all of it is kept
 
     def step(self, progress: float) -> bool | None:
         """Step on the gathered gradients and drop them. True: moved; False: fp16 overflow, skipped; None: gradient not finite."""
         rate = self.lr(progress) if callable(self.lr) else self.lr
-        for group, scale in zip(self.inner.param_groups, self.scales, strict=True):
+        for group, scale, decayed in zip(self.inner.param_groups, self.scales, self.decayed, strict=True):
             group["lr"] = rate * scale
+            if self.decay and decayed:
+                group["weight_decay"] = self.decay(progress)
         if self.scaler:
             self.scaler.unscale_(self.inner)
         grads = [p.grad for p in self.params if p.grad is not None]
@@ -54,14 +62,20 @@ def sgd(*targets: Module | Tensor, lr: float | Schedule, momentum: float = 0.9, 
     return Optimiser(inner, lr, clip)
 
 
-def adamw(*targets: Module | Tensor, lr: float | Schedule, decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999),
-          eps: float = 1e-8, clip: float | None = None) -> Optimiser:
-    """AdamW over modules and leaf tensors; weight decay on matrices only, never on biases, scales and norms."""
-    params = _params(targets)
-    groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": decay},
-              {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0}]
-    inner = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, eps=eps, fused=True)
-    return Optimiser(inner, lr, clip)
+def adamw(*targets: Module | Tensor, lr: float | Schedule, decay: float | Schedule = 0.01,
+          betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, clip: float | None = None,
+          shares: Mapping[Tensor, float] = MappingProxyType({})) -> Optimiser:
+    """AdamW over modules and leaf tensors; weight decay on matrices only, never on biases, scales and norms.
+
+    shares: of the learning rate, for parameters that do not get all of it.
+    """
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for p in _params(targets):
+        groups.setdefault((shares.get(p, 1.0), p.ndim > 1), []).append(p)
+    fixed = 1.0 if callable(decay) else decay
+    named = [{"params": own, "scale": share, "weight_decay": fixed * matrix} for (share, matrix), own in groups.items()]
+    inner = torch.optim.AdamW(named, lr=1.0, betas=betas, eps=eps, fused=True)
+    return Optimiser(inner, lr, clip, decay if callable(decay) else None)
 
 
 def adam(*targets: Module | Tensor, lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

@@ -21,6 +21,9 @@ def select(teacher: Module, pool, per_class: int, avoid=None, alike: float = 0.9
     """The `per_class` images of the pool of which the teacher is surest, for every class, without near-duplicates of `avoid`
     (Cui et al. 2021, data selection). At most classes·per_class images, in the order of the pool.
 
+    It keeps out what shows none of the classes. Where all of the pool shows them, the surest are the easy ones and a random
+    choice teaches more: 300 of 1,147 digits gave 89 to 92 %, a random 300 93 to 95 %.
+
     pool, avoid: data sets whose samples begin with an image; `avoid` holds those that must not be trained on, such as the
     validation split. teacher: image → logits [batch, classes], in eval mode.
     """

@@ -1,6 +1,7 @@
 """The page, put together from the words and the pictures. All text that came from outside is escaped here."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -75,7 +76,7 @@ def _result(result: dict[str, Any], looks: dict[str, Any]) -> str:
         badge = '<span class="badge">winner</span>' if row["name"] == result["winner"] else ""
         failed = f"<small>{row['failed']} of {words.count(row['runs'], 'run')} failed</small>" if row["failed"] else ""
         rows.append(("best" if badge else "", [
-            (f"{pictures.chip(looks[row['name']])}{_e(row['label'])}{badge}{failed}", row["label"]), _value(words.spread(row["accuracy"]), row["accuracy"]["mean"]),
+            (f"{_who(row, looks)}{badge}{failed}", row["label"]), _value(words.spread(row["accuracy"]), row["accuracy"]["mean"]),
             _difference(row["vs_alone"]), _difference(row["vs_tuned"]), _value(words.percent(row["ece"]["mean"]), row["ece"]["mean"]),
             _value(words.percent(row["agreement"]["mean"]), row["agreement"]["mean"]), _value(words.number(row["seconds"]["mean"]), row["seconds"]["mean"])]))
     teacher = result["teacher"]
@@ -129,7 +130,7 @@ def _thousands(n: float) -> str:
 def _training(result: dict[str, Any], looks: dict[str, Any]) -> str:
     if not any(r["done"] for r in result["ranking"]):
         return ""
-    legend = "".join(f"<li>{pictures.chip(looks[r['name']])}{_e(r['label'])}</li>" for r in result["ranking"] if r["done"])
+    legend = "".join(f"<li>{_who(r, looks)}</li>" for r in result["ranking"] if r["done"])
     drawn = pictures.curves(result)
     drawn = (_figure("Learning curves", "Mean over seeds; the band runs from the lowest to the highest seed. The validation split is small, so the curves are rough.",
                      drawn) if drawn else "")
@@ -164,7 +165,7 @@ def _classes(result: dict[str, Any], looks: dict[str, Any]) -> str:
     for row in result["ranking"]:
         if row["name"] in change:
             cells = "".join(_heat(change[row["name"]][i], most) for i in shown)
-            body += f'<tr><th scope="row">{pictures.chip(looks[row["name"]])}{_e(row["label"])}</th>{cells}</tr>'
+            body += f'<tr><th scope="row">{_who(row, looks)}</th>{cells}</tr>'
     return (f'<p class="note">Change of each class\'s accuracy beside the student alone, in percentage points, all seeds together: blue is gained, '
             f'orange is lost.{said}</p><div class="scroll" tabindex="0"><table class="strip sticky"><thead><tr><th scope="col">Class</th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
@@ -180,12 +181,12 @@ def _heat(value: float | None, most: float) -> str:
 def _runs(result: dict[str, Any], looks: dict[str, Any]) -> str:
     columns = [("Run", "text"), ("Seed", ""), ("Accuracy, %", "desc"), ("Calibration\nerror, %", ""), ("Same answer as\nteacher, %", "desc"), ("Updates", ""),
                ("Training, s", ""), ("First\nweights", ""), ("State", "text")]
-    labels = {r["name"]: r["label"] for r in result["ranking"]}
+    by = {r["name"]: r for r in result["ranking"]}
     rows = []
     for c in sorted(result["cells"], key=lambda c: ([r["name"] for r in result["ranking"]].index(c["contestant"]), c["seed"])):
         state = {"done": "done", "missing": "not run yet"}.get(c["status"], c.get("error", "failed"))
         rows.append(("" if c["status"] == "done" else "failed", [
-            (pictures.chip(looks[c["contestant"]]) + _e(labels[c["contestant"]]), labels[c["contestant"]]), _value(str(c["seed"]), c["seed"]),
+            (_who(by[c["contestant"]], looks), by[c["contestant"]]["label"]), _value(str(c["seed"]), c["seed"]),
             *(_value(words.percent(c.get(k)), c.get(k)) for k in ("accuracy", "ece", "agreement")),
             _value(f"{c['updates']:,}" if "updates" in c else words.NONE, c.get("updates")), _value(words.number(c.get("seconds")), c.get("seconds")),
             _value(f"<code>{_e(c.get('initial', ''))}</code>", c.get("initial", "")), (_e(state), c["status"], "text why")]))
@@ -219,7 +220,7 @@ def _settings(result: dict[str, Any], looks: dict[str, Any]) -> str:
             rows.append(("", [(f"<code>{_e(field)}</code>", field), (_e(_show(value)), None), (_e(_show(known["default"])), None), (_e(why), None, "text"),
                               (_e(known["meaning"]), None, "text wrap")]))
         link = f'<p class="note"><a href="{_e(row["link"])}" rel="noreferrer">{_e(row["title"])}</a></p>' if row["link"] else f'<p class="note">{_e(row["title"])}</p>'
-        text += (f"<details><summary>{pictures.chip(looks[name])}{_e(row['label'])} <span>{_e(name)}</span></summary>{link}"
+        text += (f"<details><summary>{_who(row, looks)} <span>{_e(name)}</span></summary>{link}"
                  + _table([("Field", "text"), ("Value", ""), ("Paper", ""), ("Set by", "text"), ("Meaning", "text")], rows, "", sortable=False) + "</details>")
     return text
 
@@ -262,7 +263,7 @@ def _repeat(result: dict[str, Any], looks: dict[str, Any]) -> str:
     for name in result["contestants"]:
         row = next(r for r in result["ranking"] if r["name"] == name)
         commands = "".join(_command(c["command"]) for c in result["cells"] if c["contestant"] == name)
-        singles += f"<details><summary>{pictures.chip(looks[name])}{_e(row['label'])} <span>each of its runs</span></summary>{commands}</details>"
+        singles += f"<details><summary>{_who(row, looks)} <span>each of its runs</span></summary>{commands}</details>"
     return text + f"<h3>One run again</h3>{singles}<h3>Made with</h3>{_pairs(result['versions'].items())}"
 
 
@@ -275,7 +276,13 @@ def _foot(result: dict[str, Any]) -> str:
 
 
 def _e(text: Any) -> str:
-    return escape(str(text))
+    """Escaped; a number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=(%|ms|s|kB|MB|GB|B|min)\b|%)", "\u00a0", escape(str(text)))
+
+
+def _who(row: dict[str, Any], looks: dict[str, Any]) -> str:
+    """A contestant's marker and label."""
+    return f'<span class="who">{pictures.chip(looks[row["name"]])}<span>{_e(row["label"])}</span></span>'
 
 
 def _show(value: Any) -> str:
@@ -320,7 +327,8 @@ def _table(columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Sequenc
             scope = ' scope="row" class="text"' if at == 0 else f' class="{kind[0]}"' if kind else ""
             line += f'<{tag}{scope} data-value="{_e("" if value is None else value)}">{shown}</{tag}>'
         body += f'<tr{f" class={mark}" if mark else ""}>{line}</tr>'
-    return (f'<div class="scroll" tabindex="0"><table class="sticky{" sortable" if sortable else ""}">{f"<caption>{_e(caption)}</caption>" if caption else ""}'
+    note = f'<p class="note">{_e(caption)}</p>' if caption else ""
+    return (f'{note}<div class="scroll" tabindex="0"><table class="sticky{" sortable" if sortable else ""}">'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
 

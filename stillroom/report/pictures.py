@@ -59,7 +59,7 @@ def forest(result: dict[str, Any], against: str) -> str:
         seeds = [done[row["name"], s]["accuracy"] - done[base, s]["accuracy"] for s in result["seeds"]
                  if (row["name"], s) in done and (base, s) in done]
         axes.plot(seeds, [y + 0.24] * len(seeds), "|", color=PAINT["muted"], ms=4, mew=0.9, zorder=2)
-        axes.plot(pair["difference"], y, style["marker"], color=style["paint"], ms=6.5, mec=PAINT["paper"], mew=0.8, zorder=3)
+        axes.plot(pair["difference"], y, style["marker"], color=style["paint"], ms=_size(style), mec=PAINT["paper"], mew=0.6, zorder=3)
         said.append(f"{row['label']} {words.interval(pair)} points")
     axes.axvline(0, color=PAINT["ink"], lw=0.9, zorder=1)
     axes.set_yticks(range(len(rows)), [_short(r["label"]) for r in rows])
@@ -71,7 +71,7 @@ def forest(result: dict[str, Any], against: str) -> str:
     pad = 0.06 * (high - low)
     axes.set_xlim(min(low, -pad), max(high, pad))
     name = {"alone": "the student alone", "tuned": "plain KD with its weight tuned"}[against]
-    axes.set_xlabel(f"accuracy beside {name}, percentage points")
+    axes.set_xlabel("percentage points of accuracy")
     return _svg(figure, f"forest-{against}", f"Difference in test accuracy to {name}", "; ".join(said))
 
 
@@ -99,7 +99,7 @@ def pareto(result: dict[str, Any], key: str) -> str:
     for (px, py), (_, a, style, _) in zip(places, dots, strict=True):
         if a["std"]:
             axes.plot([px, px], [a["mean"] - a["std"], a["mean"] + a["std"]], color=style["paint"], lw=1.1, zorder=2)
-        axes.plot(px, py, style["marker"], color=style["paint"], ms=9 if style["marker"] == "*" else 6.5, mec=PAINT["paper"], mew=0.8, zorder=3)
+        axes.plot(px, py, style["marker"], color=style["paint"], ms=_size(style), mec=PAINT["paper"], mew=0.6, zorder=3)
     _labels(axes, places, [label for *_, label in dots])
     axes.set_xlabel(unit + " (logarithmic)")
     axes.set_ylabel("test images right, %")
@@ -125,7 +125,7 @@ def curves(result: dict[str, Any]) -> str:
         if len(runs) > 1:
             axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=style["paint"], alpha=0.13, lw=0)
         axes.plot(steps, mean, color=style["paint"], lw=1.6, dashes=style["dashes"] if style["dashes"][0] else (None, None))
-        floor += [min(v) for s, v in zip(steps, values, strict=True) if s > 0.12 * steps[-1]]
+        floor += [min(v) for s, v in zip(steps, values, strict=True) if s > 0.25 * steps[-1]]
         said.append(f"{row['label']} ends at {words.percent(mean[-1])} %")
     if not said:
         return ""
@@ -192,7 +192,7 @@ def _figure(high: float = HIGH):
 
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stillroom", "font.family": "sans-serif", "text.parse_math": False,
                                 "axes.unicode_minus": True})
-    figure = Figure(figsize=(WIDE, high), layout="constrained")
+    figure = Figure(figsize=(WIDE, high), dpi=72, layout="constrained")      # a pixel is a unit of the SVG
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
@@ -240,6 +240,11 @@ def _mean_std(values: Iterable[float]) -> dict[str, Any]:
     return mean_std(list(values))
 
 
+def _size(style: dict[str, Any]) -> float:
+    """Points across, so that all markers look equally large."""
+    return {"*": 10, "P": 8.5, "X": 8.5, "D": 6.5, "s": 6.5}.get(style["marker"], 7.5)
+
+
 def _front(dots: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Dots that no other is both cheaper and better than, from cheap to dear."""
     front: list[tuple[float, float]] = []
@@ -269,26 +274,25 @@ def _side_by_side(axes, dots: list[tuple[float, float]], apart: float = 8.0) -> 
 def _labels(axes, places: list[tuple[float, float]], texts: list[str], gap: float = 12.5) -> None:
     """Names beside their dots, pushed apart where they would overlap, with a thin line back to the dot."""
     axes.figure.draw_without_rendering()
-    scale = axes.figure.dpi / 72
     spots = axes.transData.transform(places)
     box = axes.get_window_extent()
     for side in ("right", "left"):
-        mine = [i for i in range(len(texts)) if (spots[i][0] > box.x0 + 0.62 * box.width) == (side == "left")]
+        mine = sorted((i for i in range(len(texts)) if (spots[i][0] > box.x0 + 0.62 * box.width) == (side == "left")), key=lambda i: -spots[i][1])
         if not mine:
             continue
-        mine.sort(key=lambda i: -spots[i][1])
-        edge = (max if side == "right" else min)(spots[i][0] for i in mine)
-        x = edge + (14 if side == "right" else -14) * scale
+        x = max(spots[i][0] for i in mine) + 16 if side == "right" else min(spots[i][0] for i in mine) - 16
         ys: list[float] = []
         for i in mine:
-            ys.append(min(spots[i][1], ys[-1] - gap * scale) if ys else min(spots[i][1], box.y1 - 4 * scale))
-        short = box.y0 + 6 * scale - ys[-1]
-        if short > 0:
-            ys = [y + short for y in ys]
+            ys.append(min(spots[i][1], ys[-1] - gap if ys else box.y1 - 4))
+        low = box.y0 + 6
+        for at in reversed(range(len(ys))):            # what was pushed below the floor pushes back
+            ys[at], low = max(ys[at], low), max(ys[at], low) + gap
         for i, y in zip(mine, ys, strict=True):
-            axes.annotate(_short(texts[i]), spots[i], (x, y), xycoords="figure pixels", textcoords="figure pixels", color=PAINT["ink"],
-                          fontsize=FONT, ha="left" if side == "right" else "right", va="center",
-                          arrowprops={"arrowstyle": "-", "color": PAINT["line"], "lw": 0.7, "shrinkA": 1, "shrinkB": 4})
+            label = axes.annotate(
+                _short(texts[i]), places[i], (x - spots[i][0], y - spots[i][1]), textcoords="offset pixels", color=PAINT["ink"], fontsize=FONT,
+                ha="left" if side == "right" else "right", va="center",
+                arrowprops={"arrowstyle": "-", "color": PAINT["muted"], "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5})
+            label.set_in_layout(False)
 
 
 def _plain_log(axes) -> None:

@@ -24,7 +24,8 @@ def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
     file, found = asked.name, read(asked.name)
     parts = _parts(found)
     if not parts:
-        raise Refused(f"{file} holds {', '.join(found) or 'nothing'}", "name its arrays x and y, images and labels, or data and target")
+        raise Refused(f"{file} holds {', '.join(found) or 'nothing'}",
+                      "name its arrays x and y, images and labels, or data and target")
     told = next((found[k] for k in ("classes", "class_names") if k in found), None)
     labels = [y for _, y in parts.values() if y is not None]
     classes = [str(n) for n in told] if told is not None else class_names(labels, file) if labels else []
@@ -53,12 +54,14 @@ def read(file: str | Path) -> dict[str, np.ndarray]:
 def scaled(x: np.ndarray, scale: float, layout: str, name: str) -> Tensor:
     """Samples as float32: images [samples, channels, height, width] in [0, 1], or rows of numbers as they are."""
     if x.dtype.kind not in "uifb" or x.ndim < 2 or not len(x):
-        raise Refused(f"the samples of {name} are {x.dtype} of shape {list(x.shape)}", "numbers, [samples, height, width] or with channels")
+        raise Refused(f"the samples of {name} are {x.dtype} of shape {list(x.shape)}",
+                      "numbers, [samples, height, width] or with channels")
     if layout not in ("", "chw", "hwc"):
         raise Refused(f"layout={layout!r}", "chw or hwc")
     values = torch.from_numpy(x.astype(np.float32))
     if not values.isfinite().all():
-        raise Refused(f"{int((~values.isfinite()).sum())} numbers in the samples of {name} are NaN or infinite", "clean the data first")
+        raise Refused(f"{int((~values.isfinite()).sum())} numbers in the samples of {name} are NaN or infinite",
+                      "clean the data first")
     values /= scale or ({"uint8": 255, "uint16": 65535}.get(str(x.dtype), 1) if x.ndim > 2 else 1)
     if x.ndim == 2:
         return values

@@ -1,5 +1,6 @@
 """What every model of the zoo gets, wherever it comes from: its input scale, its origin, and what it knows of itself."""
 
+import json
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Built(NamedTuple):
     classes: int | None
     names: list[str] | None = None                  # of the classes
     expects: Shape | None = None                    # of a sample
-    scale: tuple[Scale, Scale] | None = None        # mean and std its weights were trained with; None: it takes inputs as they are
+    scale: tuple[Scale, Scale] | None = None        # mean and std that its weights want; None: it takes inputs as they are
     drawn: bool = True                              # its last layer was never trained
     config: dict[str, Any] | None = None            # of a transformers model
 
@@ -55,10 +56,9 @@ def finish(built: Built, wish: Wish) -> Module:
     net.classes = own if isinstance(own, list) else built.names
     net.expects = built.expects
     net.drawn = head_digest(net) if built.drawn else None
-    net.origin = {"spec": built.spec, "options": built.options, "classes": built.classes, "channels": wish.channels,
-                  "size": wish.size and list(wish.size), "mean": mean, "std": std}
-    if built.config is not None:
-        net.origin["config"] = built.config
+    origin = {"spec": built.spec, "options": built.options, "classes": built.classes, "channels": wish.channels,
+              "size": wish.size, "mean": mean, "std": std} | ({} if built.config is None else {"config": built.config})
+    net.origin = json.loads(json.dumps(origin))     # as it will be read again
     return net
 
 
@@ -87,11 +87,12 @@ def head_digest(net: Module) -> str | None:
 
 def not_built(asked: Spec, wish: Wish, error: Exception, local: str) -> Refused:
     """What to say when a source could not build a model. `local`: how to name weights that lie on this machine."""
-    words = " ".join(f"{k}={v}" for k, v in (("classes", wish.classes), ("channels", wish.channels), ("size", wish.size)) if v is not None)
+    words = " ".join(f"{k}={getattr(wish, k)}" for k in ("classes", "channels", "size") if getattr(wish, k) is not None)
     if wish.pretrained and not isinstance(error, TypeError | AssertionError | KeyError):
         return Refused(f"the weights of {asked} could not be loaded: {first_line(error)}",
                        f"without a network put them on this machine and name {local}; or leave out pretrained")
-    return Refused(f"{asked} cannot be built{' with ' + words if words else ''}: {first_line(error)}", "check its options and its weights")
+    return Refused(f"{asked} cannot be built{' with ' + words if words else ''}: {first_line(error)}",
+                   "check its options and its weights")
 
 
 def first_line(error: BaseException) -> str:

@@ -15,13 +15,14 @@ from stillroom.zoo.specs import Spec, near, parse, take
 Size = int | tuple[int, int] | None
 
 
-def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corrupt: bool = False, split: str = "train", seed: int = 0) -> Set:
+def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corrupt: bool = False, split: str = "train",
+         seed: int = 0) -> Set:
     """Data by name: samples (x, y), x [channels, height, width] in [0, 1], y a class number or −100 for none.
 
-    digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x and y,
-    images and labels, data and target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
-    where the shared data are. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for npz
-    `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`.
+    digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x, y;
+    images, labels; data, target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
+    where the shared data are. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for
+    npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`.
 
     size          height and width, or one number: cut to these proportions around the middle, and resized
     skip_corrupt  leave images out that cannot be read; without it they are named and refused
@@ -41,7 +42,8 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
     return _spoilt(given[key](), asked, seed) if part == "train" else given[key]()
 
 
-def splits(spec: str, *, size: Size = None, channels: int | None = None, skip_corrupt: bool = False, seed: int = 0) -> SimpleNamespace:
+def splits(spec: str, *, size: Size = None, channels: int | None = None, skip_corrupt: bool = False,
+           seed: int = 0) -> SimpleNamespace:
     """`train`, `valid` (for choosing) and `test` (for the report): as the data come, else cut 80 : 10 : 10 evenly over the
     classes, by the seed. Where one of valid and test is missing, the other is the test and a tenth of train is for choosing.
     `?labels=` and `?noise=` only touch train. Raises `Refused`."""
@@ -101,7 +103,8 @@ def _spoilt(train: Set, asked: Spec, seed: int) -> Set:
         raise Refused(f"{asked} has no labels to leave out or to spoil", "drop ?labels= and ?noise=")
     if labels is not None:
         if not isinstance(labels, int) or not len(train.classes) <= labels <= len(train):
-            raise Refused(f"labels={labels}", f"at least one for each of the {len(train.classes)} classes, at most {len(train):,}")
+            raise Refused(f"labels={labels}",
+                          f"at least one for each of the {len(train.classes)} classes, at most {len(train):,}")
         train = few_labels(train, labels, seed)
     if noise is not None:
         if not isinstance(noise, int | float) or not 0 <= noise <= 1:

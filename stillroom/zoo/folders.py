@@ -39,14 +39,16 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
     if classes is not None:
         strange = [n for n in names if n not in classes]
         if strange:
-            raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not", near(strange[0], classes, "their classes"))
+            raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not",
+                          near(strange[0], classes, "their classes"))
         targets = [classes.index(names[t]) if t != UNLABELLED else t for t in targets]
     seen, good = images.whole([str(f) for f in files], skip, str(root), [str(f.relative_to(root)) for f in files])
     shape = images.settle([seen[i] for i in good], size, channels, str(root))
     y = torch.tensor(targets)[good]
     for number, name in enumerate(names if classes is None else []):
         if not (y == number).any():
-            raise Refused(f"{root} has no image that can be read for the class {name!r}", "repair its images, or remove its folder")
+            raise Refused(f"{root} has no image that can be read for the class {name!r}",
+                          "repair its images, or remove its folder")
     content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest) for i in good])
     return Lazy(partial(_from_files, [str(files[i]) for i in good], shape), y, names if classes is None else classes, root.name,
                 shape, content, left_out=len(files) - len(good))
@@ -58,7 +60,8 @@ def _listed(root: Path) -> tuple[list[Path], list[int], list[str]]:
     holding = {p.name: _below(p) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     if not any(holding.values()):
         if not alone:
-            raise Refused(f"{root} holds no images", f"a folder per class with images inside, or images alone ({', '.join(images.SUFFIXES)})")
+            raise Refused(f"{root} holds no images",
+                          f"a folder per class with images inside, or images alone ({', '.join(images.SUFFIXES)})")
         return alone, [UNLABELLED] * len(alone), []
     empty = [name for name, found in holding.items() if not found]
     if empty:

@@ -17,7 +17,7 @@ from stillroom.zoo.specs import Spec, near
 
 
 def own(asked: Spec, wish: Wish) -> Built:
-    """`file:PATH.py:callable`, called with `classes`, `channels`, `size` where it takes them, and with the options. Raises `Refused`."""
+    """`file:PATH.py:callable`, called with its options and what it takes of `classes`, `channels`, `size`. Raises `Refused`."""
     path, call = callable_in(asked)
     takes = inspect.signature(call).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
@@ -29,9 +29,11 @@ def own(asked: Spec, wish: Wish) -> Built:
     size = wish.size and (wish.size[0] if wish.size[0] == wish.size[1] else wish.size)
     told = {"classes": wish.classes, "channels": wish.channels, "size": size}
     given = {k: v for k, v in told.items() if (k in takes or anything) and v is not None} | options
-    lacking = [n for n, p in takes.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in given]
+    many = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    lacking = [n for n, p in takes.items() if n not in given and p.default is p.empty and p.kind not in many]
     if lacking:
-        raise Refused(f"{asked} needs {', '.join(lacking)}", f"give it as an option, {asked}?{lacking[0]}=…, or a default in the file")
+        raise Refused(f"{asked} needs {', '.join(lacking)}",
+                      f"give it as an option, {asked}?{lacking[0]}=…, or a default in the file")
     net = call(**given)
     if not isinstance(net, Module):
         raise Refused(f"{asked} gave a {type(net).__name__}, no torch.nn.Module", "let the callable return the model")
@@ -45,7 +47,7 @@ def small(asked: Spec, wish: Wish) -> Built:
     """`small:mlp`, `small:cnn`: a function of `stillroom.models.small`, its arguments as options. Raises `Refused`."""
     from stillroom.models import small as home
 
-    known = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and f.__module__ == home.__name__ and not n.startswith("_")}
+    known = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and f.__module__ == home.__name__ and n[0] != "_"}
     if asked.name not in known:
         raise Refused(f"no small model is called {asked.name!r}", near(asked.name, known))
     takes = inspect.signature(known[asked.name]).parameters
@@ -90,7 +92,8 @@ def callable_in(asked: Spec) -> tuple[Path, Callable]:
         sys.path.remove(str(path.parent))
     if not callable(getattr(module, name, None)):
         calls = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == key]
-        raise Refused(f"{path.name} has no callable {name!r}", near(name, calls, "it has") if calls else "define one that returns the model")
+        raise Refused(f"{path.name} has no callable {name!r}",
+                      near(name, calls, "it has") if calls else "define one that returns the model")
     return path, getattr(module, name)
 
 
@@ -99,4 +102,5 @@ def refuse_installed(name: str) -> None:
     file = Path(name.rpartition(":")[0])
     homes = {Path(p).resolve() for p in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)}
     if not file.is_absolute() or file.resolve() != file or any(home in file.parents for home in homes):
-        raise Refused(f"the saved model wants to run {name!r}, which is no file of yours", "load it into a model: saved.load(folder, into=model)")
+        raise Refused(f"the saved model wants to run {name!r}, which is no file of yours",
+                      "load it into a model: saved.load(folder, into=model)")

@@ -12,7 +12,7 @@ from stillroom.zoo.built import IMAGENET, Built, Wish, not_built
 from stillroom.zoo.specs import Spec, near
 
 LOADING = ("weights", "fresh", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-DATA = ("mean", "std", "input_size", "fixed_input_size", "classifier", "first_conv", "label_names")     # of a description, what we read
+DATA = ("mean", "std", "input_size", "fixed_input_size", "classifier", "first_conv", "label_names")     # read of a description
 
 
 def build(asked: Spec, wish: Wish) -> Built:
@@ -31,6 +31,9 @@ def build(asked: Spec, wish: Wish) -> Built:
         hub = True
     else:
         raise Refused(f"timm has no model {name!r}", near(name.split(".")[0], timm.list_models()))
+    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+    if "." in name and not hub and name not in tags:
+        raise Refused(f"timm has no weights {name!r}", near(name, tags, "it has"))
     known = None if hub else timm.get_pretrained_cfg(name)
     about = {**(known.to_dict() if known else {}), **described}
     trained = about.get("num_classes", 1000)
@@ -45,7 +48,8 @@ def build(asked: Spec, wish: Wish) -> Built:
         net = timm.create_model(f"hf-hub:{name}" if hub else name, pretrained=wish.pretrained or state is not None, **arguments,
                                 **({"pretrained_cfg_overlay": overlay} if overlay else {}))
     except Exception as error:
-        raise not_built(asked, wish, error, f"timm:FOLDER (written by timm.models.save_for_hf) or {asked}?weights=FILE") from error
+        local = f"timm:FOLDER (written by timm.models.save_for_hf) or {asked}?weights=FILE"
+        raise not_built(asked, wish, error, local) from error
     net.pretrained_cfg.pop("state_dict", None)      # a second copy of the weights
     if hub:
         about, name = net.pretrained_cfg, net.pretrained_cfg["architecture"]
@@ -83,5 +87,5 @@ def _classes(state: dict[str, Tensor], classifier: Any, otherwise: int) -> int:
 def _refuse_odd_patches(net: Any, asked: Spec, about: dict[str, Any], size: tuple[int, int]) -> None:
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
     if about.get("fixed_input_size") and isinstance(patch, tuple) and any(s % p for s, p in zip(size, patch, strict=True)):
-        raise Refused(f"{asked} cuts images into patches of {patch[0]} × {patch[1]}; {size[0]} × {size[1]} is no multiple of that",
+        raise Refused(f"{asked} cuts images into patches of {patch[0]} × {patch[1]}; {size[0]} × {size[1]} is no multiple",
                       f"give a size that is, or smaller patches: {asked}?patch_size=…")

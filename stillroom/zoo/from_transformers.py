@@ -1,6 +1,7 @@
 """Classifiers of images and texts from transformers: a folder, a name of the hub, or a configuration. No foreign code is run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from stillroom.zoo.built import IMAGENET, Built, Scale, Wish, first_line, not_bu
 from stillroom.zoo.specs import Spec, near
 
 FOREIGN = ("auto_map", "quantization_config", "torch_dtype", "dtype", "attn_implementation", "_attn_implementation",
-           "_attn_implementation_internal", "_name_or_path", "transformers_version", "use_kernels")     # code, or not of the network
+           "_attn_implementation_internal", "_name_or_path", "transformers_version", "use_kernels")     # code, or no part of it
 
 
 def build(asked: Spec, wish: Wish) -> Built:
-    """A folder with weights is loaded with them (`?fresh=yes`: without); a name of the hub with `pretrained`. Raises `Refused`."""
+    """A folder is loaded with its weights (`?fresh=yes`: without), a name of the hub with `pretrained`. Raises `Refused`."""
     package("transformers")
     folder, options = Path(asked.name).expanduser(), dict(asked.options)
     fresh = bool(options.pop("fresh", False))
@@ -26,7 +27,7 @@ def build(asked: Spec, wish: Wish) -> Built:
     if not folder.is_dir():
         if asked.name.startswith((".", "/", "~")) or asked.name.count("/") > 1:
             raise Refused(f"{folder} is no folder", "name a folder with config.json and model.safetensors, or a model of the hub")
-        raw = weights.configuration(_hub_file(asked.name, "config.json", asked))
+        raw = weights.configuration(str(_hub_file(asked.name, "config.json", asked)))
         return configured(raw, asked, wish, asked.name if wish.pretrained and not fresh else None)
     raw = weights.configuration(folder / "config.json")
     if "architecture" in raw and "model_type" not in raw:
@@ -45,12 +46,12 @@ def configured(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None)
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise Refused(f"{asked}: transformers knows no model type {kind!r}, and code that comes with a model is never run",
-                      near(str(kind), CONFIG_MAPPING))
+                      near(kind, CONFIG_MAPPING))
     config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in raw.items() if k not in FOREIGN} | asked.options)
-    config.return_dict = True
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     image = type(config) in AutoModelForImageClassification._model_mapping and "Sequence" not in str(config.architectures)
     auto: Any = AutoModelForImageClassification if image else AutoModelForSequenceClassification
     if type(config) not in auto._model_mapping:
@@ -81,14 +82,32 @@ def _net(auto: Any, config: Any, source: str | None, asked: Spec) -> tuple[Modul
     """The network, and whether its last layer is fresh."""
     if source is None:
         return auto.from_config(config, trust_remote_code=False, dtype=torch.float32), True
-    net, told = auto.from_pretrained(source, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-                                     ignore_mismatched_sizes=True, output_loading_info=True)
+    with _quietly():
+        net, told = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+                                         trust_remote_code=False, output_loading_info=True)
     fresh = {*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}
     body = sorted(k for k in fresh if k.startswith(f"{net.base_model_prefix}.") and ".pooler." not in k)
     if body:
-        raise Refused(f"the weights in {source} do not fit {type(net).__name__}: {', '.join(body[:3])}{' …' if body[3:] else ''} would "
-                      "stay untrained", f"check its config.json, or ask for fresh weights: {asked}?fresh=yes")
+        some = ", ".join(body[:3]) + (" …" if body[3:] else "")
+        raise Refused(f"the weights in {source} do not fit {type(net).__name__}: {some} would stay untrained",
+                      f"check its config.json, or ask for fresh weights: {asked}?fresh=yes")
     return net, bool(fresh)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own report and progress bar: what is fresh is told by `drawn`."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _fit(config: Any, asked: Spec, wish: Wish, source: str | None) -> None:
@@ -96,11 +115,13 @@ def _fit(config: Any, asked: Spec, wish: Wish, source: str | None) -> None:
     channels, size = getattr(config, "num_channels", 3), _sides(config)
     if wish.channels is not None and wish.channels != channels:
         if source is not None:
-            raise Refused(f"the weights of {asked} take {channels} channels; {wish.channels} were asked", f"let the data have channels={channels}")
+            raise Refused(f"the weights of {asked} take {channels} channels; {wish.channels} were asked",
+                          f"let the data have channels={channels}")
         config.num_channels = wish.channels
     if wish.size is not None and size is not None and wish.size != size:
         if source is not None:
-            raise Refused(f"the weights of {asked} take images of {size[0]} × {size[1]}; {wish.size[0]} × {wish.size[1]} was asked",
+            asks = f"{wish.size[0]} × {wish.size[1]}"
+            raise Refused(f"the weights of {asked} take images of {size[0]} × {size[1]}; {asks} was asked",
                           f"let the data have size={size[0] if size[0] == size[1] else size}")
         config.image_size = wish.size[0] if wish.size[0] == wish.size[1] else list(wish.size)
 
@@ -116,7 +137,7 @@ def _scale(source: str | None, asked: Spec, wish: Wish) -> tuple[tuple[Scale, Sc
             raw = weights.configuration(file)
             told = raw.get("image_processor", raw)
     if not told and (wish.mean is None or wish.std is None):
-        raise Refused(f"{source} does not say with which input scale its weights were trained (it has no preprocessor_config.json)",
+        raise Refused(f"{source} does not say on which input scale it was trained: it has no preprocessor_config.json",
                       f"save its image processor beside it, or name the scale: {asked}?mean=(0.5,0.5,0.5)&std=(0.5,0.5,0.5)")
     unit = 255 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
     shift = 1.0 if told.get("rescale_offset") else 0.0
@@ -142,7 +163,8 @@ def _hub_file(name: str, file: str, asked: Spec, needed: bool = True) -> str | N
     from transformers.utils import cached_file
 
     try:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=needed, _raise_exceptions_for_connection_errors=needed)
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=needed,
+                           _raise_exceptions_for_connection_errors=needed)
     except Exception as error:
         raise Refused(f"{asked} could not be fetched: {first_line(error)}",
                       "without a network put its config.json and model.safetensors into a folder and name hf:FOLDER") from error
@@ -153,6 +175,7 @@ def _named(_net: Module, inputs: tuple, named: dict[str, Any]):
     return (inputs[1:], {**inputs[0], **named}) if inputs and isinstance(inputs[0], dict) else None
 
 
-def _logits(_net: Module, _inputs: tuple, named: dict[str, Any], output: Any) -> Any:
-    """Logits alone, unless hidden states or attention were asked for."""
-    return output if named.get("output_hidden_states") or named.get("output_attentions") else output.logits
+def _logits(net: Any, _inputs: tuple, named: dict[str, Any], output: Any) -> Any:
+    """Logits alone, unless hidden states or attention were asked for, in the call or in the configuration."""
+    more = named.get("output_hidden_states") or named.get("output_attentions") or net.config.output_hidden_states
+    return output if more else output.logits

@@ -42,7 +42,7 @@ def look(sources: Sequence[Source]) -> list[Seen]:
 
 
 def decode(source: Source, shape: tuple[int, int, int]) -> Tensor:
-    """A picture as [channels, height, width] in [0, 1]: turned upright, cut to the shape's proportions around its middle, resized.
+    """A picture as [channels, height, width] in [0, 1]: upright, cut to the shape's proportions around its middle, resized.
     Raises `Refused` with its name when it is corrupt."""
     channels, height, width = shape
     try:
@@ -54,7 +54,8 @@ def decode(source: Source, shape: tuple[int, int, int]) -> Tensor:
             flat = upright.convert("L" if channels == 1 else "RGB")
             fitted = flat if flat.size == (width, height) else ImageOps.fit(flat, (width, height), Image.Resampling.BICUBIC)
     except Exception as error:
-        raise Refused(f"{_name(source)} cannot be read ({error})", "repair or remove it, or leave such images out: skip_corrupt") from error
+        raise Refused(f"{_name(source)} cannot be read ({error})",
+                      "repair or remove it, or leave such images out: skip_corrupt") from error
     array = np.asarray(fitted, dtype=np.uint8)
     return torch.from_numpy(array.reshape(height, width, channels if channels != 1 else 1).copy()).permute(2, 0, 1).float() / 255
 
@@ -83,14 +84,15 @@ def settle(seen: Sequence[Seen], size: tuple[int, int] | None, channels: int | N
     sizes = {s.size for s in seen}
     if size is None and len(sizes) > 1:
         one, other = sorted(sizes)[0], sorted(sizes)[-1]
-        raise Refused(f"the images of {name} differ in size, from {one[0]} × {one[1]} to {other[0]} × {other[1]}", "say one: size=224")
+        raise Refused(f"the images of {name} differ in size, from {one[0]} × {one[1]} to {other[0]} × {other[1]}",
+                      "say one: size=224")
     if channels not in (None, 1, 3):
         raise Refused(f"images have 1 or 3 channels, not {channels}", "channels=1 or channels=3")
     return (channels or (1 if all(s.grey for s in seen) else 3), *(size or next(iter(sizes))))
 
 
 def whole(sources: list[Source], skip: bool, name: str, names: Sequence[str]) -> tuple[list[Seen], list[int]]:
-    """What was seen, and the numbers of the pictures that can be used. Raises `Refused` naming those that cannot, unless `skip`."""
+    """What was seen, and the numbers of those that can be used. Raises `Refused` naming those that cannot, unless `skip`."""
     seen = look(sources)
     bad = [f"{names[i]} ({s.wrong})" for i, s in enumerate(seen) if s.wrong]
     if bad and not skip:
@@ -123,7 +125,8 @@ def _look(source: Source, fully: bool) -> Seen:
                 return Seen(size, grey, digest, "truncated")
             return Seen(size, grey, digest, "")
     except Exception as error:
-        return Seen((0, 0), False, digest, "no image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__)
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        return Seen((0, 0), False, digest, "no image" if unknown else str(error) or type(error).__name__)
 
 
 def _edges(source: Source, length: int) -> tuple[bytes, bytes]:

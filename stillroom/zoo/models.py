@@ -41,7 +41,7 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     if asked.kind == "run":
         return _made_before(asked.name)
     names = list(classes) if isinstance(classes, Sequence) else None
-    number = len(names) if names is not None else int(classes) if classes is not None else None  # type: ignore[call-overload]
+    number = len(classes) if isinstance(classes, Sequence) else classes
     sides = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
     for what, value in (("classes", number), ("channels", channels), ("size", sides and min(sides))):
         if value is not None and value < 1:
@@ -55,9 +55,11 @@ def rebuild(origin: dict[str, Any]) -> Module:
     """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
     asked = parse(origin["spec"])
     if asked.kind not in SOURCES:
-        raise Refused(f"the origin {origin['spec']!r} is unknown", "load the weights into a model: saved.load(folder, into=model)")
+        raise Refused(f"the origin {origin['spec']!r} is unknown",
+                      "load the weights into a model: saved.load(folder, into=model)")
     options = {k: _tuples(v) for k, v in origin.get("options", {}).items() if k not in from_timm.LOADING}
-    wish = Wish(origin.get("classes"), None, origin.get("channels"), _tuples(origin.get("size")), False, origin.get("mean"), origin.get("std"))
+    wish = Wish(origin.get("classes"), None, origin.get("channels"), _tuples(origin.get("size")), False,
+                origin.get("mean"), origin.get("std"))
     asked = asked._replace(options=options)
     if asked.kind == "hf":
         return finish(from_transformers.configured(origin["config"], asked, wish, None), wish)

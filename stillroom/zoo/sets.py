@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from stillroom.parts.losses.logits import UNLABELLED
 
-
-SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+          "test": "test"}        # what a split may be called
 
 
 class Arrays(TensorDataset):
@@ -77,7 +77,8 @@ class Lazy(Dataset):
 
     def take(self, index: Tensor) -> "Lazy":
         """Some of the samples, in that order."""
-        return Lazy(self.read, self.targets[index], self.classes, self.name, self.shape, self.content, self.kind, self.index[index])
+        return Lazy(self.read, self.targets[index], self.classes, self.name, self.shape, self.content, self.kind,
+                    self.index[index])
 
     def relabelled(self, targets: Tensor) -> "Lazy":
         """The same samples with other labels."""
@@ -126,7 +127,8 @@ def cut(data: Set, shares: Sequence[float], seed: int) -> list[Set]:
 
 def _words(data: Set, kind: str) -> str:
     labelled = int((data.targets != UNLABELLED).sum())
-    known = f"{len(data.classes)} classes" + ("" if labelled == len(data) else f", {labelled} labelled") if labelled else "no labels"
+    some = "" if labelled == len(data) else f", {labelled:,} labelled"
+    known = f"{len(data.classes)} classes{some}" if labelled else "no labels"
     left = f", {data.left_out} corrupt left out" if data.left_out else ""
     return f"{data.name}: {len(data):,} {kind} of {' × '.join(map(str, data.shape))}, {known}{left}"
 

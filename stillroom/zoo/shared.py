@@ -4,6 +4,7 @@ import io
 import lzma
 import os
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def home(name: str) -> Path:
     told = os.environ.get("STILLROOM_DATA")
     root = Path(told) if told else Path(stillroom.__file__).resolve().parents[2] / "shared" / "data"
     if not (root / name).is_dir():
-        raise Refused(f"{name} is not on this machine: {root / name} does not exist" + ("" if told else ", and STILLROOM_DATA is not set"),
+        unset = "" if told else ", and STILLROOM_DATA is not set"
+        raise Refused(f"{name} is not on this machine: {root / name} does not exist{unset}",
                       "set STILLROOM_DATA to the folder of the shared data, or use digits, folder:PATH, hf:NAME")
     return root / name
 
@@ -49,9 +51,9 @@ def _jpegs(folder: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     """CIFAR, JPEG files in one array: bytes [samples, 3, 32, 32], labels, names."""
     found = arrays.read(folder / f"{folder.name}_jpeg.npz")
     blob, at = found[f"{split}_jpeg"].tobytes(), found[f"{split}_offsets"]
-    pixels = np.stack([_pixels(blob[a:b]) for a, b in zip(at[:-1], at[1:], strict=True)])
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(found[f"{split}_labels"].astype(np.int64)),
-            [str(n) for n in found["class_names"]])
+    pixels = np.stack([_pixels(blob[a:b]) for a, b in pairwise(at)])
+    y = torch.from_numpy(found[f"{split}_labels"].astype(np.int64))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), y, [str(n) for n in found["class_names"]]
 
 
 def _pixels(jpeg: bytes) -> np.ndarray:

@@ -17,9 +17,12 @@ from stillroom.zoo.built import first_line
 from stillroom.zoo.sets import SPLITS, Arrays, Given, Lazy, Set
 from stillroom.zoo.specs import Spec, near, take
 
-OPTIONS = {"labels": 0, "noise": 0.0, "config": "", "image": "", "label": "", "text": "", "tokenizer": "", "length": 128, "scale": 0.0}
+OPTIONS = {"labels": 0, "noise": 0.0, "config": "", "image": "", "label": "", "text": "", "tokenizer": "", "length": 128,
+           "scale": 0.0}
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
-IMAGE, LABEL, TEXT = ("image", "img", "picture", "pixel_values", "x"), ("label", "labels", "fine_label", "class", "target", "y"), ("text", "sentence")
+IMAGE = ("image", "img", "picture", "pixel_values", "x")         # usual names of columns
+LABEL = ("label", "labels", "fine_label", "class", "target", "y")
+TEXT = ("text", "sentence")
 
 
 def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
@@ -68,15 +71,15 @@ def _rows(table: Any, asked: Spec, options: dict[str, Any], size: Any, channels:
     name = f"{Path(asked.name).name}{', ' + split if split else ''}"
     label = _column(table, options["label"], LABEL, asked)
     picture = _column(table, options["image"], IMAGE, asked) or next(
-        (c for c, f in table.features.items() if type(f).__name__ == "Image"), None)
+        (c for c, f in table.features.items() if _holds_files(f)), None)
     text = None if picture and not options["text"] else _column(table, options["text"], TEXT, asked)
     targets, classes = _labels(table, label, name)
-    content = str(table._fingerprint)
     if text:
         return _texts(table, text, targets, classes, name, options, asked)
     if picture is None:
-        raise Refused(f"{asked} has no column of images or texts; it has {', '.join(table.column_names)}", f"name it: {asked}?image=… or {asked}?text=…")
-    if type(table.features[picture]).__name__ != "Image":
+        raise Refused(f"{asked} has no column of images or texts; it has {', '.join(table.column_names)}",
+                      f"name it: {asked}?image=… or {asked}?text=…")
+    if not _holds_files(table.features[picture]):
         x = arrays.scaled(_numbers(table, picture, asked), options["scale"], "", str(asked))
         return Arrays(images.fit(x, size, channels) if x.ndim == 4 else x, targets, classes, name)
     raw = table.cast_column(picture, package("datasets").Image(decode=False))
@@ -88,6 +91,12 @@ def _rows(table: Any, asked: Spec, options: dict[str, Any], size: Any, channels:
                 index=torch.tensor(good), left_out=len(sources) - len(good))
 
 
+def _holds_files(feature: Any) -> bool:
+    """Whether a column holds image files: an image column, bytes, or the pair of bytes and path that stands for one."""
+    pair = isinstance(feature, dict) and "bytes" in feature
+    return pair or type(feature).__name__ == "Image" or getattr(feature, "dtype", "") == "binary"
+
+
 def _from_table(raw: Any, column: str, shape: tuple[int, int, int], i: int) -> Tensor:
     row = raw[i][column]
     return images.decode(row["bytes"] if row["bytes"] is not None else row["path"], shape)
@@ -96,17 +105,21 @@ def _from_table(raw: Any, column: str, shape: tuple[int, int, int], i: int) -> T
 def _texts(table: Any, column: str, targets: Tensor, classes: list[str], name: str, options: dict[str, Any], asked: Spec) -> Lazy:
     """Texts as a dict of tensors [length], by the tokenizer of a model's folder."""
     if not options["tokenizer"]:
-        raise Refused(f"{asked} holds texts, which need a tokenizer", f"name the folder of the model's: {asked}?tokenizer=FOLDER&length=128")
+        raise Refused(f"{asked} holds texts, which need a tokenizer",
+                      f"name the folder of the model's: {asked}?tokenizer=FOLDER&length=128")
     transformers = package("transformers")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(options["tokenizer"]), trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        batch = tokenizer([str(t) for t in table[column]], padding="max_length", truncation=True, max_length=options["length"], return_tensors="pt")
+        batch = tokenizer([str(t) for t in table[column]], padding="max_length", truncation=True, max_length=options["length"],
+                          return_tensors="pt")
     except Exception as error:
-        raise Refused(f"the tokenizer {options['tokenizer']} does not work: {first_line(error)}", "name a folder that holds tokenizer.json") from error
+        raise Refused(f"the tokenizer {options['tokenizer']} does not work: {first_line(error)}",
+                      "name a folder that holds tokenizer.json") from error
     held = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-    return Lazy(partial(_from_tensors, held), targets, classes, name, (options["length"],), arrays.digest(*held.values()), kind="texts")
+    content = arrays.digest(*held.values())
+    return Lazy(partial(_from_tensors, held), targets, classes, name, (options["length"],), content, kind="texts")
 
 
 def _from_tensors(held: dict[str, Tensor], i: int) -> dict[str, Tensor]:
@@ -124,20 +137,19 @@ def _labels(table: Any, column: str | None, name: str) -> tuple[Tensor, list[str
     if column is None:
         return torch.full((len(table),), UNLABELLED), []
     values, feature = table[column], table.features[column]
-    if type(feature).__name__ == "ClassLabel":
-        classes = list(feature.names)
-        return arrays.numbers(np.array([UNLABELLED if v is None else v for v in values], dtype=np.int64), classes, len(values), name), classes
-    known = [v for v in values if v is not None]
+    known = {v for v in values if v is not None}
     if known and all(isinstance(v, str) for v in known):
-        classes = sorted(set(known))
-        return torch.tensor([UNLABELLED if v is None else classes.index(v) for v in values]), classes
+        classes = sorted(known)
+        number = {c: i for i, c in enumerate(classes)}
+        return torch.tensor([UNLABELLED if v is None else number[v] for v in values]), classes
     numbers = np.array([UNLABELLED if v is None else v for v in values])
-    classes = arrays.class_names([numbers], name)
+    classes = list(feature.names) if type(feature).__name__ == "ClassLabel" else arrays.class_names([numbers], name)
     return arrays.numbers(numbers, classes, len(values), name), classes
 
 
 def _numbers(table: Any, column: str, asked: Spec) -> np.ndarray:
     try:
-        return np.asarray(table[column][:] if isinstance(table[column], list) else list(table[column]), dtype=np.float32)
+        return np.asarray(list(table[column]), dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise Refused(f"the column {column!r} of {asked} is no array of numbers: {first_line(error)}", "one array of one shape a row, or image files") from error
+        raise Refused(f"the column {column!r} of {asked} is no array of numbers: {first_line(error)}",
+                      "one array of one shape a row, or image files") from error

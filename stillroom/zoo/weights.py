@@ -22,7 +22,7 @@ def read(file: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -51,7 +51,8 @@ def configuration(file: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refused(f"{file} cannot be read: {first_line(error)}", "a model's folder holds config.json and model.safetensors") from error
+        raise Refused(f"{file} cannot be read: {first_line(error)}",
+                      "a model's folder holds config.json and model.safetensors") from error
     if not isinstance(found, dict):
         raise Refused(f"{file} holds no configuration", "a model's folder holds config.json and model.safetensors")
     return found

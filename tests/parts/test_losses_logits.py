@@ -93,16 +93,17 @@ def naive_nkd(s, t, y, gamma, tau):
 @pytest.mark.parametrize(("gamma", "tau"), [(1.5, 1.0), (3.5, 3.0)])
 def test_nkd_is_the_formula(z, gamma, tau):
     s, t, y = z
-    assert (L.nkd_target(s, t, y) + gamma * L.nkd_others(s, t, y, tau)).item() == pytest.approx(naive_nkd(s, t, y, gamma, tau), rel=1e-5)
+    ours = L.nkd_target(s, t, y) + gamma * L.nkd_others(s, t, y, tau)
+    assert ours.item() == pytest.approx(naive_nkd(s, t, y, gamma, tau), rel=1e-5)
 
 
-def test_nkd_gives_the_numbers_of_the_authors_formula():
-    """Computed with NKDLoss of yzd-v/cls_KD (mmcls/models/dis_losses/nkd.py) on these logits, by hand for two samples."""
-    s, t, y = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, -1.0], [0.0, 3.0, 0.0]]), torch.tensor([0, 1])
+def test_nkd_of_two_samples_by_hand():
+    s, t = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, -1.0], [0.0, 3.0, 0.0]])
+    y = torch.tensor([0, 1])
     p = [math.exp(2) / (math.exp(2) + 2), math.e / (math.e + 2)]
     q = [math.e / (math.e + 1 + 1 / math.e), math.exp(3) / (math.exp(3) + 2)]
     assert L.nkd_target(s, t, y).item() == pytest.approx(-(q[0] * math.log(p[0]) + q[1] * math.log(p[1])) / 2, rel=1e-6)
-    assert L.nkd_others(s, t, y).item() == pytest.approx(math.log(2), rel=1e-6)     # the student's others are equal: ln 2 whatever q
+    assert L.nkd_others(s, t, y).item() == pytest.approx(math.log(2), rel=1e-6)     # its others are equal: ln 2 for any q
 
 
 def test_nkd_others_do_not_see_the_target_and_standard_kd_does(z):

@@ -148,7 +148,8 @@ def test_erase_fills_one_box_per_sample():
 
 def test_precision_is_kept_under_autocast(x):
     def seen():
-        return views.resample(x, box(1, 1, 9, 9), (6, 6)), views.smooth(x, torch.ones(6, 1, 1, 1)), views.adjust(x, 1.1, 0.9, 1.2, 0.1)
+        cut, sigma = views.resample(x, box(1, 1, 9, 9), (6, 6)), torch.ones(6, 1, 1, 1)
+        return cut, views.smooth(x, sigma), views.adjust(x, 1.1, 0.9, 1.2, 0.1)
 
     plain = seen()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -7,7 +7,7 @@ Kang, Lee, Park, Hwang — arXiv 2025 — https://arxiv.org/abs/2505.07675
     adapter   two linear heads on one feature: one for the labels, one for the teacher
     compares  the labels with the first head; KL of softened probabilities with the second
     views     one, shared
-    data      a batch with labels and a batch without, at every step
+    data      some labelled: a batch with labels and a batch without, at every step
     learns    student weights and both heads
     stages    after training, the two heads' probabilities are mixed: α to the first, the second at temperature β
 """

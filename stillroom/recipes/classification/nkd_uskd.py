@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from stillroom import arenas
 from stillroom.arenas.alone import labelled
 from stillroom.batches import whole
+from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.parts import losses, optim
 from stillroom.parts.losses.logits import UNLABELLED, nkd_others, nkd_target, uskd_others, uskd_target
@@ -62,6 +63,9 @@ class NKD(Recipe):
 
     def by_itself(self, run: Run, student: Module, data: Dataset) -> Module:
         """USKD: the soft label of the target follows the student's certainty in the batch, those of the others Zipf's law."""
+        data = labelled(data)
+        if not len(data):
+            raise Refused("no sample has a label, and USKD learns from labels", "give a teacher: NKD needs none")
         sample = whole(data, 2)[0].to(run.device)
         tap = Tap(student.eval(), self.tap or intermediate(student, sample))
         logits, (early,) = tap(sample)
@@ -70,7 +74,7 @@ class NKD(Recipe):
         run.keep(student=student, weak=weak, opt=opt)
 
         # P_t holds the mean over the batch: no part of a batch can stand for it
-        for x, y in run.loop(labelled(data), batch=self.batch, steps=self.steps, whole=True):
+        for x, y in run.loop(data, batch=self.batch, steps=self.steps, whole=True):
             logits, (early,) = tap(x)
             guess = weak(pooled(early))                                      # [batch, classes]
             run.update(opt, labels=losses.labels(logits, y), target=self.alpha * uskd_target(logits, y),

@@ -1,0 +1,70 @@
+"""what was kept and what it costs: accuracy, calibration, agreement, parameters, FLOPs, latency, size"""
+
+import json as _json
+from pathlib import Path
+from typing import Any
+
+from stillroom.commands._names import Folder
+from stillroom.commands.plan import size
+
+
+def measure(folder: Folder, data: str = "", teacher: str = "", json: bool = False, repeats: int = 50) -> None:
+    """Measure the student of a run beside its teacher, on the test split, which no training has seen.
+
+    Args:
+        data: judge on these data instead of the run's own
+        teacher: compare with this model instead of the run's own
+        json: as JSON
+        repeats: runs per latency
+    """
+    from stillroom import job
+
+    ready = job.finished(Path(folder), data=data, teacher=teacher)
+    found: dict[str, Any] = {"folder": folder, "data": ready.words, "student": facts(ready.student, ready, repeats)}
+    if ready.teacher is not None:
+        found["teacher"] = facts(ready.teacher, ready, repeats)
+        if all("said" in found[who] for who in ("student", "teacher")):
+            same = found["student"]["said"] == found["teacher"]["said"]
+            found["agreement"] = 100 * same.double().mean().item()
+    for who in ("student", "teacher"):
+        found.get(who, {}).pop("said", None)
+    print(_json.dumps(found, indent=1, ensure_ascii=False) if json else table(found))
+
+
+def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
+    """Everything that is measured of one network; `said` are its classes, [samples]."""
+    from stillroom import job
+    from stillroom.measure import calibration_error, cost
+
+    found: dict[str, Any] = {}
+    if job.classifies(net, ready.test):
+        logits, y = job.answers(net, ready.test)
+        said = logits.argmax(-1)
+        found = {"accuracy": 100 * (said == y).double().mean().item(), "ece": calibration_error(logits, y)}
+        found |= {"samples": len(y), "said": said}
+    return found | (cost(net, ready.sample, repeats=repeats) if ready.sample is not None else {})
+
+
+def table(found: dict[str, Any]) -> str:
+    """What was measured, student beside teacher."""
+    student, teacher = found["student"], found.get("teacher", {})
+    rows = [("", "student", "teacher" if teacher else "", "")]
+
+    def row(title: str, key: str, show, about: str = "") -> None:
+        if key in student:
+            rows.append((title, show(student[key]), show(teacher[key]) if key in teacher else "", about))
+
+    row("accuracy", "accuracy", lambda v: f"{v:.2f} %", f"of {student.get('samples')} test samples")
+    row("calibration error", "ece", lambda v: f"{v:.2f} %", "expected, 15 bins")
+    if "agreement" in found:
+        rows.append(("agreement", f"{found['agreement']:.2f} %", "", "says what the teacher says"))
+    row("parameters", "parameters", lambda v: f"{v:,}")
+    row("on disk", "bytes", size, "safetensors")
+    row("FLOPs", "flops", lambda v: f"{v:.3g}", "one sample, 2 per multiply-add")
+    where = f"{student.get('device')}, {student.get('threads')} thread{'s' * (student.get('threads') != 1)}"
+    for batch in (1, 32):
+        row(f"latency, batch {batch}", f"p50_{batch}", lambda v: f"{v:.3g} ms", f"median; {where}")
+        row("", f"p95_{batch}", lambda v: f"{v:.3g} ms", "95th percentile")
+    wide = [max(len(r[i]) for r in rows) for i in range(3)]
+    lines = [f"  {r[0]:<{wide[0]}}  {r[1]:>{wide[1]}}  {r[2]:>{wide[2]}}  {r[3]}".rstrip() for r in rows]
+    return "\n".join([f"{found['folder']} on {found['data']}", *lines])

@@ -1,0 +1,45 @@
+"""Networks of agents: a policy with its estimates of the returns, and networks that look at states."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.nn import Module
+
+
+class ActorCritic(Module):
+    """Observations [batch, size] → a distribution over actions, and expected returns [streams, batch].
+
+    actions   how many there are to choose from, or, where `continuous`, how many numbers make one
+    hidden    neurons in each of the two layers of actor and critic, which share none
+    streams   of reward
+    """
+
+    def __init__(self, size: int, actions: int, *, continuous: bool = False, hidden: int = 64, streams: int = 2):
+        super().__init__()
+        self.actor = _tanh(size, hidden, actions, last=0.01)
+        self.critic = _tanh(size, hidden, streams, last=1.0)
+        self.log_std = nn.Parameter(torch.zeros(actions)) if continuous else None
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        said, value = self.actor(obs).float(), self.critic(obs).float().T
+        if self.log_std is None:
+            return Categorical(logits=said, validate_args=False), value
+        return Independent(Normal(said, self.log_std.exp().expand_as(said), validate_args=False), 1, validate_args=False), value
+
+
+def gaze(size: int, hidden: int = 64, out: int = 64) -> nn.Sequential:
+    """Observations [batch, size] → features [batch, out] of about unit size for whitened observations, orthogonal weights."""
+    layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, out)]
+    return nn.Sequential(*(_orthogonal(layer, 2**0.5) for layer in layers))
+
+
+def _tanh(size: int, hidden: int, out: int, last: float) -> nn.Sequential:
+    layers = [nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+    return nn.Sequential(*(_orthogonal(layer, 2**0.5) for layer in layers), _orthogonal(nn.Linear(hidden, out), last))
+
+
+def _orthogonal(layer: Module, gain: float) -> Module:
+    if isinstance(layer, nn.Linear):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return layer
