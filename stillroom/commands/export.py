@@ -64,11 +64,11 @@ def to_onnx(model: "Module", file: Path, x: Any, *, tolerance: float = 1e-4, sam
     new = file.with_name(f"{file.stem}.new.onnx")
     try:
         with torch.no_grad(), _quiet():
-            torch.onnx.export(model, (few,), str(new), input_names=names, output_names=["logits"], dynamic_shapes=shapes,
+            torch.onnx.export(model, (few, {}), str(new), input_names=names, output_names=["logits"], dynamic_shapes=shapes,
                               dynamo=True, external_data=False, verbose=False)
     except Exception as error:
         new.unlink(missing_ok=True)
-        raise Refused(f"this {type(model).__name__} cannot be traced: {_gist(error)}",
+        raise Refused(f"this {type(model).__name__} cannot be exported: {_gist(error)}",
                       "its forward must not branch on values, nor fix the batch size") from error
     _describe(new, model)
     absolute, relative = difference(model, new, x)
@@ -236,5 +236,8 @@ def _length(x: Any) -> int:
 
 
 def _gist(error: BaseException) -> str:
+    """The first line of what began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else '…'}"[:300]

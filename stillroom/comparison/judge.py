@@ -28,7 +28,7 @@ def said(net: Module, data: Any, batch: int = 256) -> tuple[Tensor, Tensor]:
 
 def right(logits: Tensor, y: Tensor) -> float:
     """Share of samples whose largest logit is their label, in percent."""
-    return 100 * (logits.argmax(-1) == y).float().mean().item()
+    return 100 * (logits.argmax(-1) == y).double().mean().item()
 
 
 def numbers(logits: Tensor, y: Tensor) -> dict[str, Any]:

@@ -47,17 +47,25 @@ def leave(plan: Plan, result: dict[str, Any]) -> None:
         table = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(result["cells"])
-    new, old = plan.out / "winner.new", plan.out / "winner"
-    shutil.rmtree(new, ignore_errors=True)
-    if result["winner"]:
-        shutil.copytree(plan.folder(next(c for c in plan.contestants if c.name == result["winner"]), plan.seeds[0]), new)
-    shutil.rmtree(old, ignore_errors=True)
-    if new.exists():
-        os.replace(new, old)
+    _crown(plan, result["winner"])
     if all(c["status"] != "missing" for c in result["cells"]):
         for file in (plan.out / "tuning").glob("*/checkpoint.pt"):
             file.unlink()
     report.page(plan.out)
+
+
+def _crown(plan: Plan, name: str) -> None:
+    """Let `winner/` hold the winner; one that is there already keeps what was exported into it."""
+    new, old = plan.out / "winner.new", plan.out / "winner"
+    best = next((plan.folder(c, plan.seeds[0]) for c in plan.contestants if c.name == name), None)
+    if best and old.exists() and read(old / "result.json") == read(best / "result.json"):
+        return
+    shutil.rmtree(new, ignore_errors=True)
+    if best:
+        shutil.copytree(best, new)
+    shutil.rmtree(old, ignore_errors=True)
+    if best:
+        os.replace(new, old)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -67,10 +75,11 @@ def show(result: dict[str, Any]) -> None:
 
     from stillroom.report import words
 
-    console, folder = Console(), Path(result["folder"])
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    folder, console = Path(result["folder"]), Console()
+    console = console if console.is_terminal else Console(width=120)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("", "accuracy, %", "to student alone", "to tuned KD", "ECE, %", "s/run"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     for row in result["ranking"]:
         label = row["label"] + (f"  {row['failed']} of {row['runs']} failed" if row["failed"] else "")
         table.add_row(label, words.spread(row["accuracy"]), words.interval(row["vs_alone"]), words.interval(row["vs_tuned"]),
@@ -95,7 +104,7 @@ def _described(c: Contestant) -> dict[str, Any]:
         label, title, link = "Student alone", "Cross-entropy with the labels and nothing else", ""
     else:
         card = recipe.card(c.recipe)
-        label, title, link = "KD, tuned" if c.role == "tuned" else c.kind.__name__, card.title, card.link
+        label, title, link = "Tuned KD" if c.role == "tuned" else c.kind.__name__, card.title, card.link
     own = c.name.partition(":")[2].replace(",", ", ")
     return {"name": c.name, "label": label + (f" ({own})" if own else ""), "title": title, "link": link, "role": c.role, "recipe": c.recipe,
             "fields": fields, "changed": sorted(c.changed)}

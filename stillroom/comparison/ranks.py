@@ -44,8 +44,8 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 
     d = np.subtract(ours, theirs)
     found = {"n": len(d), "difference": float(d.mean()), "low": None, "high": None, "p": None}
-    if len(d) < 2 or np.ptp(d) < 1e-9:
-        return found | ({"low": 0.0, "high": 0.0, "p": 1.0} if len(d) > 1 and abs(d[0]) < 1e-9 else {})
+    if len(d) < 2 or np.ptp(d) < 1e-6:
+        return found | ({"low": 0.0, "high": 0.0, "p": 1.0} if len(d) > 1 and abs(d[0]) < 1e-6 else {})
     test = stats.ttest_rel(ours, theirs)
     low, high = test.confidence_interval(0.95)
     return found | {"low": float(low), "high": float(high), "p": float(test.pvalue)}

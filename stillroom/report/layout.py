@@ -86,7 +86,8 @@ def _result(result: dict[str, Any], looks: dict[str, Any]) -> str:
                                    _value(words.percent(error), error), _value("", None), _value("", None)]))
     drawn = "".join(_figure(f"Beside {name}", "Mean difference and 95 % interval; small strokes are the seeds. Zero inside the interval: chance could have made it.",
                             pictures.forest(result, against))
-                    for against, name in (("alone", "the student alone"), ("tuned", "plain KD, tuned")) if any(r[f"vs_{against}"] for r in result["ranking"]))
+                    for against, name in (("alone", "the student alone"), ("tuned", "plain KD, tuned"))
+                    if any(r[f"vs_{against}"] and r["role"] != "alone" for r in result["ranking"]))
     note = ("The winner was found with the same test images that its number is from, so its lead over the next is a little flattering. "
             if sum(r["done"] > 0 for r in result["ranking"]) > 2 else "")
     failures = "".join(f"<li>{_e(c['contestant'])}, seed {c['seed']}: {_e(c['error'])}</li>" for c in result["cells"] if c["status"] == "failed")
@@ -220,7 +221,7 @@ def _settings(result: dict[str, Any], looks: dict[str, Any]) -> str:
             rows.append(("", [(f"<code>{_e(field)}</code>", field), (_e(_show(value)), None), (_e(_show(known["default"])), None), (_e(why), None, "text"),
                               (_e(known["meaning"]), None, "text wrap")]))
         link = f'<p class="note"><a href="{_e(row["link"])}" rel="noreferrer">{_e(row["title"])}</a></p>' if row["link"] else f'<p class="note">{_e(row["title"])}</p>'
-        text += (f"<details><summary>{_who(row, looks)} <span>{_e(name)}</span></summary>{link}"
+        text += (f"<details><summary>{_who(row, looks)} <small>{_e(name)}</small></summary>{link}"
                  + _table([("Field", "text"), ("Value", ""), ("Paper", ""), ("Set by", "text"), ("Meaning", "text")], rows, "", sortable=False) + "</details>")
     return text
 
@@ -263,7 +264,7 @@ def _repeat(result: dict[str, Any], looks: dict[str, Any]) -> str:
     for name in result["contestants"]:
         row = next(r for r in result["ranking"] if r["name"] == name)
         commands = "".join(_command(c["command"]) for c in result["cells"] if c["contestant"] == name)
-        singles += f"<details><summary>{_who(row, looks)} <span>each of its runs</span></summary>{commands}</details>"
+        singles += f"<details><summary>{_who(row, looks)} <small>each of its runs</small></summary>{commands}</details>"
     return text + f"<h3>One run again</h3>{singles}<h3>Made with</h3>{_pairs(result['versions'].items())}"
 
 
@@ -297,8 +298,7 @@ def _difference(pair: dict[str, Any] | None) -> tuple[str, Any]:
     if pair is None:
         return _value("", None)
     state = words.verdict(pair)
-    within = "" if pair["low"] is None else f" [{words.points(pair['low'])}, {words.points(pair['high'])}]"
-    return f"{words.points(pair['difference'])}{within}<small class=\"{state.replace(' ', '-')}\">{state}</small>", pair["difference"]
+    return f"{words.interval(pair)}<small class=\"{state.replace(' ', '-')}\">{state}</small>", pair["difference"]
 
 
 def _figure(title: str, text: str, drawn: str) -> str:

@@ -47,7 +47,7 @@ def chip(look: dict[str, Any]) -> str:
 
 def forest(result: dict[str, Any], against: str) -> str:
     """Differences to a baseline (`alone` or `tuned`) with 95 % intervals, one row a contestant, a dot for every seed."""
-    rows = [r for r in result["ranking"] if r[f"vs_{against}"]]
+    rows = [r for r in result["ranking"] if r[f"vs_{against}"] and r["role"] != "alone"]
     look, done = looks(result), {(c["contestant"], c["seed"]): c for c in result["cells"] if c["status"] == "done"}
     base = next(r["name"] for r in result["ranking"] if r["role"] == against)
     figure, axes = _figure(high=0.75 + 0.36 * max(3, len(rows)))
@@ -93,18 +93,20 @@ def pareto(result: dict[str, Any], key: str) -> str:
     highs = [a["mean"] + (a["std"] or 0) for _, a, *_ in dots]
     pad = max(0.08 * (max(highs) - min(lows)), 0.5)
     axes.set_ylim(min(lows) - pad, min(100.5, max(highs) + pad))
+    axes.set_xlabel(unit + " (logarithmic)")
+    axes.set_ylabel("test images right, %")
+    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
+    _plain_log(axes)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")                   # from here on a place on the page stays where it is
     front = _front([(x, a["mean"]) for x, a, *_ in dots])
     axes.step([x for x, _ in front], [y for _, y in front], where="post", color=PAINT["muted"], lw=0.9, zorder=1)
     places = _side_by_side(axes, [(x, a["mean"]) for x, a, *_ in dots])
     for (px, py), (_, a, style, _) in zip(places, dots, strict=True):
         if a["std"]:
-            axes.plot([px, px], [a["mean"] - a["std"], a["mean"] + a["std"]], color=style["paint"], lw=1.1, zorder=2)
+            axes.plot([px, px], [py - a["std"], py + a["std"]], color=style["paint"], lw=1.1, zorder=2)
         axes.plot(px, py, style["marker"], color=style["paint"], ms=_size(style), mec=PAINT["paper"], mew=0.6, zorder=3)
     _labels(axes, places, [label for *_, label in dots])
-    axes.set_xlabel(unit + " (logarithmic)")
-    axes.set_ylabel("test images right, %")
-    axes.grid(axis="y", color=PAINT["line"], lw=0.6)
-    _plain_log(axes)
     said = [f"{label} {words.spread(a)} % at {words.number(x)} {'ms' if key == 'p50_1' else 'kB'}" for x, a, _, label in dots]
     return _svg(figure, f"pareto-{key}", f"Test accuracy against {unit}", "; ".join(said))
 
@@ -147,7 +149,7 @@ def calibration(result: dict[str, Any]) -> str:
               r["ece"]["mean"]) for r in result["ranking"] if r["done"]]
     for label, style, cells, error in shown:
         n, sure, right = ([sum(c[k][i] for c in cells) for i in range(len(cells[0][k]))] for k in ("bins_count", "bins_sure", "bins_right"))
-        kept = [i for i in range(len(n)) if n[i] >= max(1, 0.01 * sum(n))]
+        kept = [i for i in range(len(n)) if n[i] >= max(1, 0.02 * sum(n))]
         axes.plot([100 * sure[i] / n[i] for i in kept], [100 * right[i] / n[i] for i in kept], color=style["paint"], lw=1.5,
                   marker=style["marker"], ms=4.5, mec=PAINT["paper"], mew=0.5, dashes=style["dashes"] if style["dashes"][0] else (None, None))
         said.append(f"{label}: calibration error {words.percent(error)} %")
@@ -254,45 +256,51 @@ def _front(dots: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _side_by_side(axes, dots: list[tuple[float, float]], apart: float = 8.0) -> list[tuple[float, float]]:
-    """Dots that cost the same to within a twentieth stand beside each other, `apart` pixels, so that all are seen."""
+def _side_by_side(axes, dots: list[tuple[float, float]], apart: float = 8.0, near: float = 16.0) -> list[tuple[float, float]]:
+    """Dots that would hide each other stand side by side, `apart` units, the best on the right, so that all are seen."""
+    spots = axes.transData.transform(dots)
     groups: list[list[int]] = []
-    for i in sorted(range(len(dots)), key=lambda i: dots[i][0]):
-        if groups and dots[i][0] < 1.05 * dots[groups[-1][0]][0]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    axes.figure.draw_without_rendering()
-    moved = list(dots)
+    for i in sorted(range(len(dots)), key=lambda i: -spots[i][1]):
+        home = next((g for g in groups if abs(spots[i][0] - spots[g[0]][0]) < 3 and abs(spots[i][1] - spots[g[-1]][1]) < near), None)
+        home.append(i) if home else groups.append([i])
     for group in groups:
-        for place, i in enumerate(sorted(group)):
-            x, y = axes.transData.transform(dots[i])
-            moved[i] = tuple(axes.transData.inverted().transform((x + apart * (place - (len(group) - 1) / 2), y)))
-    return moved
+        for place, i in enumerate(group):
+            spots[i][0] += apart * ((len(group) - 1) / 2 - place)
+    return [tuple(spot) for spot in axes.transData.inverted().transform(spots)]
 
 
 def _labels(axes, places: list[tuple[float, float]], texts: list[str], gap: float = 12.5) -> None:
     """Names beside their dots, pushed apart where they would overlap, with a thin line back to the dot."""
-    axes.figure.draw_without_rendering()
-    spots = axes.transData.transform(places)
-    box = axes.get_window_extent()
-    for side in ("right", "left"):
-        mine = sorted((i for i in range(len(texts)) if (spots[i][0] > box.x0 + 0.62 * box.width) == (side == "left")), key=lambda i: -spots[i][1])
+    spots, box = axes.transData.transform(places), axes.get_window_extent()
+    left = [spot[0] > box.x0 + 0.62 * box.width for spot in spots]
+    for side in (False, True):
+        mine = sorted((i for i in range(len(texts)) if left[i] == side), key=lambda i: -spots[i][1])
         if not mine:
             continue
-        x = max(spots[i][0] for i in mine) + 16 if side == "right" else min(spots[i][0] for i in mine) - 16
-        ys: list[float] = []
-        for i in mine:
-            ys.append(min(spots[i][1], ys[-1] - gap if ys else box.y1 - 4))
-        low = box.y0 + 6
-        for at in reversed(range(len(ys))):            # what was pushed below the floor pushes back
-            ys[at], low = max(ys[at], low), max(ys[at], low) + gap
-        for i, y in zip(mine, ys, strict=True):
-            label = axes.annotate(
-                _short(texts[i]), places[i], (x - spots[i][0], y - spots[i][1]), textcoords="offset pixels", color=PAINT["ink"], fontsize=FONT,
-                ha="left" if side == "right" else "right", va="center",
+        x = min(spots[i][0] for i in mine) - 16 if side else max(spots[i][0] for i in mine) + 16
+        for i, y in zip(mine, apart([spots[i][1] for i in mine], gap, box.y0 + 6, box.y1 - 4), strict=True):
+            axes.annotate(
+                _short(texts[i]), places[i], (x - spots[i][0], y - spots[i][1]), textcoords="offset pixels", color=PAINT["ink"],
+                fontsize=FONT, ha="right" if side else "left", va="center", bbox={"facecolor": PAINT["paper"], "edgecolor": "none", "pad": 0.6},
                 arrowprops={"arrowstyle": "-", "color": PAINT["muted"], "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5})
-            label.set_in_layout(False)
+
+
+def apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Falling places as near as can be to the wanted ones (falling, too), `gap` from each other and within [low, high].
+
+    Least squares under an order: neighbours that come too close share the mean of their places (pool adjacent violators).
+    """
+    pools: list[list[float]] = []                      # [sum, count]
+    for at, place in enumerate(wanted):
+        pools.append([place + at * gap, 1])
+        while len(pools) > 1 and pools[-1][0] / pools[-1][1] > pools[-2][0] / pools[-2][1]:
+            total, count = pools.pop()
+            pools[-1][0] += total
+            pools[-1][1] += count
+    found = [total / count for total, count in pools for _ in range(int(count))]
+    found = [min(place, high) - at * gap for at, place in enumerate(found)]
+    short = low - found[-1] if found else 0
+    return [place + max(0, short) for place in found]
 
 
 def _plain_log(axes) -> None:

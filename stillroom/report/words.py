@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None) -> str:
     """One decimal, as all accuracies here have."""
-    return NONE if value is None else f"{value:.1f}".replace("-", MINUS)
+    return NONE if value is None else f"{value + 0.0:.1f}".replace("-0.0", "0.0").replace("-", MINUS)
 
 
 def spread(value: dict[str, Any]) -> str:
@@ -32,11 +32,14 @@ def points(value: float | None, places: int = 1) -> str:
     return text if float(text) == 0 else ("+" if value > 0 else MINUS) + text
 
 
+def within(pair: dict[str, Any]) -> str:
+    """A 95 % interval: [−0.2, 1.0]; empty where there is none."""
+    return "" if pair["low"] is None else f"[{percent(pair['low'])}, {percent(pair['high'])}]"
+
+
 def interval(pair: dict[str, Any] | None) -> str:
-    """A difference with its 95 % interval: +0.4 [−0.2, +1.0]."""
-    if pair is None:
-        return NONE
-    return points(pair["difference"]) + (f" [{points(pair['low'])}, {points(pair['high'])}]" if pair["low"] is not None else "")
+    """A difference with its 95 % interval: +0.4 [−0.2, 1.0]."""
+    return NONE if pair is None else f"{points(pair['difference'])} {within(pair)}".strip()
 
 
 def verdict(pair: dict[str, Any] | None) -> str:

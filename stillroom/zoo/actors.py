@@ -34,6 +34,7 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     if unknown:
         raise TypeError(f"actor() has no argument {unknown[0]!r}")
     of_model, of_data = ({k: v for k, v in context.items() if k in keys} for keys in (MODEL, DATA))
+    annotation = annotation.removesuffix(" | None")
     kind = annotation.partition("[")[0].rpartition(".")[2]
     if kind == "Module":
         return model(spec, **of_model)

@@ -68,7 +68,11 @@ def _filled(name: str, state: dict[str, Tensor], extra: dict[str, Any]) -> tuple
     from torchvision import models
 
     state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
-    trained = [v for v in state.values() if v.ndim > 1][-1].shape[0]
+    with torch.device("meta"):
+        head = f"{_head(models.get_model(name, weights=None, **extra))[0]}.weight"
+    if head not in state:
+        raise Refused(f"the weights are not those of torchvision:{name}: they have no {head}", "name the network they were trained with")
+    trained = state[head].shape[0]
     net = models.get_model(name, weights=None, num_classes=trained, **extra)
     if "image_size" in extra:
         state = models.vision_transformer.interpolate_embeddings(extra["image_size"], net.patch_size, state)
@@ -76,9 +80,13 @@ def _filled(name: str, state: dict[str, Tensor], extra: dict[str, Any]) -> tuple
     return net, trained
 
 
+def _head(net: Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    return [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+
+
 def _new_head(net: Module, classes: int) -> None:
     """A fresh last layer, of the same kind."""
-    name, old = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    name, old = _head(net)
     net.set_submodule(name, nn.Linear(old.in_features, classes, old.bias is not None) if isinstance(old, nn.Linear)
                       else nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=old.bias is not None))  # type: ignore[arg-type]
 

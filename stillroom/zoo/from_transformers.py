@@ -83,8 +83,8 @@ def _net(auto: Any, config: Any, source: str | None, asked: Spec) -> tuple[Modul
     if source is None:
         return auto.from_config(config, trust_remote_code=False, dtype=torch.float32), True
     with _quietly():
-        net, told = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
-                                         trust_remote_code=False, output_loading_info=True)
+        net, told = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True,
+                                         ignore_mismatched_sizes=True, trust_remote_code=False, output_loading_info=True)
     fresh = {*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}
     body = sorted(k for k in fresh if k.startswith(f"{net.base_model_prefix}.") and ".pooler." not in k)
     if body:

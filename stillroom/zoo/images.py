@@ -118,12 +118,11 @@ def _look(source: Source, fully: bool) -> Seen:
             grey = picture.mode in GREY
             if picture.mode == "F":
                 return Seen(size, grey, digest, "floating-point pixels")
-            if fully:
+            ended = ENDS.get(picture.format or "", b"") in tail
+            if fully or not ended:                   # a photograph may go on after its end, with a film of its making
                 picture.draft(None, (64, 64))
                 picture.load()
-            elif ENDS.get(picture.format or "", b"") not in tail:
-                return Seen(size, grey, digest, "truncated")
-            return Seen(size, grey, digest, "")
+            return Seen(size, grey, digest, "" if ended or picture.format == "JPEG" else "truncated")
     except Exception as error:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         return Seen((0, 0), False, digest, "no image" if unknown else str(error) or type(error).__name__)
