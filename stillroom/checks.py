@@ -34,7 +34,7 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
         _apart(student, teacher)
         _one_scale(student, teacher)
     if isinstance(teacher, Module):
-        _taught(teacher, rows)
+        taught(teacher, rows)
     if data is None or wanted["data"].annotation is not Dataset:
         return
     with _undisturbed():
@@ -143,8 +143,9 @@ def _raw_scale(net: Module) -> tuple[tuple[float, ...], tuple[float, ...]] | Non
     return tuple(about["mean"]), tuple(about["std"])
 
 
-def _taught(teacher: Module, rows: Mapping[str, str]) -> None:
-    """A teacher whose last layer is as it was drawn has nothing to say."""
+def taught(teacher: Module, rows: Mapping[str, str]) -> None:
+    """A teacher whose last layer is as it was drawn has nothing to say, unless the card's row means a random one.
+    Raises `Refused`."""
     from stillroom.zoo.built import head_digest
 
     inner: Any = teacher.model if isinstance(teacher, Teacher) else teacher
@@ -171,7 +172,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _samples(data: Any) -> Any:
-    """Two samples as a batch: [2, …], or a dict of such; or one sample as it is, if it is neither."""
+    """The first two samples as a batch, or a dict of such; or the first as it is, if it is neither."""
     if not len(data):
         raise Refused("the data set is empty", "check its path, its split and its filters")
     held = []
@@ -191,9 +192,13 @@ def _samples(data: Any) -> Any:
         if held[0].shape != held[-1].shape:
             raise Refused(f"the samples differ in shape: {list(held[0].shape)} and {list(held[-1].shape)}",
                           "bring them to one size: zoo.data(…, size=…)")
-        return torch.stack((held * 2)[:2])
+        return torch.stack(held)
     if isinstance(held[0], dict) and all(isinstance(v, Tensor) for v in held[0].values()):
-        return {k: torch.stack([(held * 2)[i][k] for i in range(2)]) for k in held[0]}
+        for k, v in held[0].items():
+            if v.shape != held[-1][k].shape:
+                raise Refused(f"the samples' {k!r} differ in shape: {list(v.shape)} and {list(held[-1][k].shape)}",
+                              "pad them to one length")
+        return {k: torch.stack([sample[k] for sample in held]) for k in held[0]}
     return held[0]
 
 

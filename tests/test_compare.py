@@ -79,9 +79,10 @@ def test_runs_of_a_seed_begin_with_the_same_weights(done):
 def test_numbers_are_those_of_the_saved_student_after_the_last_update(done, actors):
     result, out = done
     for cell in result["cells"]:
-        slug = "nkd_uskd-" + hashlib.blake2b(cell["contestant"].encode(), digest_size=3).hexdigest() if ":" in cell["contestant"] else cell["contestant"]
+        name, _, own = cell["contestant"].partition(":")
+        mark = "-" + hashlib.blake2b(cell["contestant"].encode(), digest_size=3).hexdigest() if own else ""
         net = mlp(hidden=16)
-        net.load_state_dict(load_file(out / "runs" / slug / f"seed{cell['seed']}" / "student.safetensors"))
+        net.load_state_dict(load_file(out / "runs" / (name + mark) / f"seed{cell['seed']}" / "student.safetensors"))
         assert cell["accuracy"] == pytest.approx(accuracy(net, actors["data"].test), abs=1e-4)
         assert sum(cell["classes_right"]) / sum(cell["classes_count"]) * 100 == pytest.approx(cell["accuracy"])
         assert sum(cell["bins_count"]) == 400 and cell["curve"][-1][0] == BUDGET
@@ -101,12 +102,13 @@ def test_tuned_kd_is_the_best_of_the_grid_on_the_validation_split(done, actors):
     assert {t["accuracy"] for t in tuning["trials"]} != {accuracy(made, actors["data"].test)}
     tuned = [c for c in result["cells"] if c["contestant"] == "kd_tuned"]
     assert all(tuning["chosen"].items() <= c["fields"].items() for c in tuned)
-    assert tuned[0]["accuracy"] == pytest.approx(accuracy(made, actors["data"].test), abs=1e-4)     # the trial itself, gone on with
+    assert tuned[0]["accuracy"] == pytest.approx(accuracy(made, actors["data"].test), abs=1e-4)     # the trial itself
 
 
 def test_the_choice_does_not_see_the_test_split(done, actors, tmp_path):
     data = actors["data"]
-    other = SimpleNamespace(train=data.train, valid=data.valid, test=TensorDataset(data.test.tensors[0], data.test.tensors[1].roll(1)))
+    x, y = data.test.tensors
+    other = SimpleNamespace(train=data.train, valid=data.valid, test=TensorDataset(x, y.roll(1)))
     compare(**{**actors, "data": other}, seeds=1, budget=BUDGET, batch=32, out=tmp_path / "o", only=["kd_tuned/0"], show=False)
     ours, theirs = (json.loads((f / "tuning.json").read_text()) for f in (tmp_path / "o", done[1]))
     keep = ("alpha", "temperature", "accuracy", "loss")
@@ -265,7 +267,8 @@ def test_refusals_come_before_anything_is_written(actors, tmp_path, methods, opt
 
 
 @pytest.mark.parametrize("name, broken, said", [
-    ("teacher", mlp(hidden=8, classes=7), "classes"), ("student", lambda: mlp(inputs=9), "does not take samples of shape [1, 8, 8]")])
+    ("teacher", mlp(hidden=8, classes=7), "classes"),
+    ("student", lambda: mlp(inputs=9), "does not take samples of shape [1, 8, 8]")])
 def test_actors_that_do_not_fit_are_refused(actors, tmp_path, name, broken, said):
     with pytest.raises(Refused) as error:
         compare("kd", **{**actors, name: broken}, budget=10, out=tmp_path / "out", show=False)
@@ -276,8 +279,9 @@ def test_splits_without_labels_are_refused(actors, tmp_path):
     data = actors["data"]
     blank = TensorDataset(data.valid.tensors[0], torch.full((200,), -100))
     for wrong in ({"valid": blank}, {"test": blank}, {"train": TensorDataset(data.train.tensors[0], torch.full((600,), -100))}):
+        given = {**actors, "data": SimpleNamespace(**{**vars(data), **wrong})}
         with pytest.raises(Refused, match="label"):
-            compare("kd", **{**actors, "data": SimpleNamespace(**{**vars(data), **wrong})}, budget=10, out=tmp_path / "o", show=False)
+            compare("kd", **given, budget=10, out=tmp_path / "o", show=False)
 
 
 def test_a_folder_with_something_else_is_refused(actors, tmp_path):
@@ -322,7 +326,8 @@ def test_ranking_puts_ties_behind_the_simpler_and_failures_last():
     facts = {"ece": 1.0, "agreement": 90.0, "seconds": 1.0, "cost": {}}
     cells = [{"contestant": n, "seed": s, "status": "done", "accuracy": v, **facts}
              for n, values in (("alone", (90, 91)), ("kd_tuned", (90, 91)), ("a", (90.5, 90.5))) for s, v in enumerate(values)]
-    cells += [{"contestant": "b", "seed": 0, "status": "done", "accuracy": 99.0, **facts}, {"contestant": "b", "seed": 1, "status": "failed"}]
+    cells += [{"contestant": "b", "seed": 0, "status": "done", "accuracy": 99.0, **facts},
+              {"contestant": "b", "seed": 1, "status": "failed"}]
     ranking = rank(who, cells)
     assert [r["name"] for r in ranking] == ["alone", "kd_tuned", "a", "b"]
     assert ranking[3]["vs_alone"]["n"] == 1 and ranking[0]["vs_alone"] is None

@@ -15,8 +15,8 @@ from stillroom.parts import ppo
 from stillroom.parts.stats import RunningMean
 from stillroom.run import Run
 
-WORLD = "MiniGrid-MultiRoom-N4-S5-v1"       # four rooms, three doors, 80 steps an episode
-COUNT = 8                                    # environments side by side
+ROOMS = 5         # behind each other, with as many doors less one; 20 steps for each of them make an episode
+COUNT = 16        # environments side by side
 
 
 def maze(seed: int = 0) -> Cast:
@@ -28,7 +28,7 @@ def maze(seed: int = 0) -> Cast:
 
     Raises `Refused` when gymnasium or minigrid is missing.
     """
-    return Cast(_actors(seed), data=WORLD, success=lambda policy: _success(policy, seed),
+    return Cast(_actors(seed), data=f"MiniGrid-MultiRoom-N{ROOMS}-S5", success=lambda policy: _success(policy, seed),
                 learn=lambda method: _learn(method, seed))
 
 
@@ -39,34 +39,39 @@ def _actors(seed: int) -> dict:
 
 
 def world():
-    """One environment that shows where the agent is, whither it looks, and what stands before it, as 0 and 1."""
+    """One environment. It shows where the agent is, whither it looks and what stands before it, as zeros and ones."""
+    return _rooms()(minNumRooms=ROOMS, maxNumRooms=ROOMS, maxRoomSize=5)
+
+
+@lru_cache(maxsize=1)
+def _rooms() -> type:
     try:
         import gymnasium
-        import minigrid
+        from minigrid.core.constants import OBJECT_TO_IDX, STATE_TO_IDX
+        from minigrid.envs import MultiRoomEnv
     except ModuleNotFoundError as error:
         raise Refused(f"{error.name} is not installed", "pip install 'stillroom[rl]'") from error
-    kinds, states = len(minigrid.core.constants.OBJECT_TO_IDX), len(minigrid.core.constants.STATE_TO_IDX)
 
-    class Standpoint(gymnasium.ObservationWrapper):
-        def __init__(self, env):
-            super().__init__(env)
-            self.sizes = (env.unwrapped.width, env.unwrapped.height, 4, kinds, states)
+    class Rooms(MultiRoomEnv):
+        def __init__(self, **named):
+            super().__init__(**named)
+            self.sizes = (self.width, self.height, 4, len(OBJECT_TO_IDX), len(STATE_TO_IDX))
             self.observation_space = gymnasium.spaces.Box(0, 1, (sum(self.sizes),), np.float32)
 
-        def observation(self, observation):
-            here = self.unwrapped
-            ahead = here.grid.get(*here.front_pos)
-            kind, _, state = ahead.encode() if ahead else (1, 0, 0)
-            marks = np.array([*here.agent_pos, here.agent_dir, kind, state]) + np.cumsum([0, *self.sizes[:-1]])
-            numbers = np.zeros(sum(self.sizes), np.float32)
-            numbers[marks.astype(int)] = 1
+        def gen_obs(self):
+            ahead = self.grid.get(*self.front_pos)
+            kind, _, state = ahead.encode() if ahead else (OBJECT_TO_IDX["empty"], 0, 0)
+            numbers, start = np.zeros(sum(self.sizes), np.float32), 0
+            for mark, size in zip((*self.agent_pos, self.agent_dir, kind, state), self.sizes, strict=True):
+                numbers[start + int(mark)] = 1
+                start += size
             return numbers
 
-    return Standpoint(gymnasium.make(WORLD, agent_view_size=3))      # its own view is not used: the smallest is the fastest
+    return Rooms
 
 
 @torch.no_grad()
-def _success(policy: Module, seed: int, horizon: int = 240) -> float:
+def _success(policy: Module, seed: int, horizon: int = 60 * ROOMS) -> float:
     """Of at least three episodes in each environment, from the same draws for every policy."""
     policy = copy.deepcopy(policy).cpu().eval()
     env = ppo.Envs(world, COUNT, seed=seed, worlds=1)

@@ -70,6 +70,9 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
     run = Sampled(**{k: options[k] for k in ("seed", "device", "precision", "accumulate", "compile", "workers")})
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
+    for actor in ready.actors.values():
+        if isinstance(actor, torch.nn.Module):
+            actor.drawn = None                           # type: ignore[assignment]  # a plan may be made before the teacher is
     before, began = _peak(), time.perf_counter()
     made = ready.recipe(run, **ready.actors)
     wall = time.perf_counter() - began

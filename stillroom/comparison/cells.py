@@ -59,7 +59,7 @@ def cell(plan: Plan, contestant: Contestant, seed: int, bar: Bar, retry: bool) -
 
 
 def tune(plan: Plan, bar: Bar) -> None:
-    """Plain KD on a small grid of weight and temperature, on the first seed: the best on the validation split runs on all seeds."""
+    """Plain KD on a small grid of weight and temperature, on the first seed: the best on its validation split runs on all."""
     contestant, seed, trials = plan.tuned, plan.seeds[0], []
     updates = plan.updates[contestant.name]
     if updates is None or read(plan.out / "tuning.json"):
@@ -91,7 +91,7 @@ def tune(plan: Plan, bar: Bar) -> None:
 
 
 def teacher(plan: Plan, seed: int) -> dict[str, Any]:
-    """What the teacher says on the test split of a seed, and what the data are; told once. Raises `Refused` when it became another."""
+    """What the teacher says on the test split of a seed, and what the data are; told once. Raises `Refused` when it changed."""
     file, ground = plan.out / "teacher" / f"seed{seed}.json", plan.ground(seed)
     marks = {"weights": fingerprint(ground.teacher), "data": getattr(ground.train, "fingerprint", "")}
     found = read(file)
@@ -103,7 +103,8 @@ def teacher(plan: Plan, seed: int) -> dict[str, Any]:
         first = read(plan.out / "teacher" / f"seed{plan.seeds[0]}.json") or {}
         found = {
             **numbers(logits, y), "says": logits.argmax(-1).tolist(), "marks": marks, "words": ground.words,
-            "classes": ground.classes, "shape": list(ground.shape), "cost": first.get("cost") or _measured(ground.teacher, ground.shape),
+            "classes": ground.classes, "shape": list(ground.shape),
+            "cost": first.get("cost") or _measured(ground.teacher, ground.shape),
             "images": {"train": len(ground.train), "labelled": len(labelled(ground.train)), "valid": len(ground.valid),
                        "test": len(ground.test)}}
         write(file, found)
@@ -131,7 +132,8 @@ def curve(history: list[dict[str, Any]]) -> list[list[float]]:
     return points
 
 
-def _train(plan: Plan, contestant: Contestant, fields: dict[str, Any], seed: int, folder: Path, bar: Bar) -> tuple[Module, dict[str, Any]]:
+def _train(plan: Plan, contestant: Contestant, fields: dict[str, Any], seed: int, folder: Path,
+           bar: Bar) -> tuple[Module, dict[str, Any]]:
     """One run in its folder, from its checkpoint if there is one. Raises whatever the contestant raises."""
     ground = plan.ground(seed)
     resume = (folder / "checkpoint.pt").exists()
@@ -163,7 +165,7 @@ def _learner(kept: dict[str, Any]) -> Module:
 
 
 def _from_trial(plan: Plan, contestant: Contestant, fields: dict[str, Any], seed: int, folder: Path) -> None:
-    """A run that was a trial of the tuning is not trained again: it goes on from the trial's last checkpoint, with nothing left to do."""
+    """A run that was a trial of the tuning goes on from the trial's last checkpoint, with nothing left to train."""
     if contestant.recipe != "kd" or seed != plan.seeds[0] or folder.exists():
         return
     for file in (plan.out / "tuning").glob("*/result.json"):

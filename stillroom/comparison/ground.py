@@ -44,7 +44,7 @@ class Ground:
 
 
 def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any]) -> Ground:
-    """The digits arena of this seed, with whatever is given in the arena's place. Raises `Refused` for what does not fit together.
+    """The digits arena of this seed, with whatever is given in its place. Raises `Refused` for what does not fit together.
 
     given    teacher, student, data: names, objects, or "" for the arena's
     reading  size, channels, pretrained, skip_corrupt, as `zoo` takes them
@@ -56,16 +56,18 @@ def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any
         split = SimpleNamespace(train=cast.actors["data"], valid=cast.valid, test=cast.test, words=REGIMES[regime])
     shape, classes = _look(split)
     torch.manual_seed(1000 + seed)
-    networks = {who: _network(given[who], classes, shape, reading) if given[who] else cast.actors[who] for who in ("student", "teacher")}
+    networks = {who: _network(given[who], classes, shape, reading) if given[who] else cast.actors[who]
+                for who in ("student", "teacher")}
     if not given["student"]:
-        networks["student"].origin = {"spec": ARENA_STUDENT, "options": {}, "classes": len(classes), "channels": shape[0], "size": list(shape[1:])}
-    made = Ground(train=split.train, valid=split.valid, test=split.test, words=split.words, classes=classes, shape=shape, **networks)
+        networks["student"].origin = {"spec": ARENA_STUDENT, "options": {}, "classes": len(classes), "channels": shape[0],
+                                      "size": list(shape[1:])}
+    made = Ground(**vars(split), classes=classes, shape=shape, **networks)
     _check(made)
     return made
 
 
 def _splits(data: Any, reading: dict[str, Any]) -> SimpleNamespace:
-    """Train, validation and test of the user's data: the same for every seed, or a test image might have been among the teacher's."""
+    """Train, validation and test of the user's data: one split for all seeds, or a test image might have taught the teacher."""
     from stillroom import zoo
 
     if isinstance(data, str):
@@ -86,7 +88,7 @@ def _look(split) -> tuple[tuple[int, ...], list[str]]:
         if part is None or not len(part):
             raise Refused(f"the data have no {name} split", "compare chooses on one and judges on the other: add images to it")
         if len(labelled(part)) < len(part):
-            raise Refused(f"the {name} split has samples without a label", "label them or leave them out: compare judges by labels")
+            raise Refused(f"the {name} split has samples without a label", "label them or leave them out: labels judge")
     if not len(labelled(split.train)):
         raise Refused("no training sample has a label", "the student alone needs a few: label some, or use `stillroom run`")
     classes = getattr(split.train, "classes", None) or range(int(max(targets(split.test).max(), targets(split.valid).max())) + 1)

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from stillroom.comparison.plan import ALONE, FORMAT, Contestant, Plan, repeat
 from stillroom.comparison.ranks import mean_std, rank
 from stillroom.comparison.versions import versions
 
-COLUMNS = ("contestant", "seed", "status", "accuracy", "ece", "loss", "agreement", "updates", "seconds", "initial", "error", "command")
+COLUMNS = ("contestant", "seed", "status", "accuracy", "ece", "loss", "agreement", "updates", "seconds", "initial", "error",
+           "command")
 
 
 def outcome(plan: Plan) -> dict[str, Any]:
     """Everything that is known, as one JSON-able tree: what the report shows, and all of it."""
     cells = []
     for contestant, seed in plan.cells:
-        found = read(plan.folder(contestant, seed) / "result.json") or {"contestant": contestant.name, "seed": seed, "status": "missing"}
-        cells.append({**found, "command": repeat(plan, contestant, seed, found.get("fields", {}))})
+        found = read(plan.folder(contestant, seed) / "result.json") or {"status": "missing"}
+        cells.append({"contestant": contestant.name, "seed": seed, **found,
+                      "command": repeat(plan, contestant, seed, found.get("fields", {}))})
     ranking = rank([_described(c) for c in plan.contestants], cells)
     teachers = [t for s in plan.seeds if (t := read(plan.out / "teacher" / f"seed{s}.json"))]
     about = teachers[0] if teachers else {}
@@ -31,8 +34,7 @@ def outcome(plan: Plan) -> dict[str, Any]:
     return {
         "format": FORMAT, "made": time.strftime("%Y-%m-%d %H:%M"), "command": plan.command, "folder": str(plan.out),
         **{k: about.get(k) for k in ("words", "classes", "shape", "images")}, "resplit": not plan.settings["actors"]["data"],
-        "teacher": {"accuracy": [t["accuracy"] for t in teachers], "ece": [t["ece"] for t in teachers], "cost": about.get("cost", {}),
-                    **pooled},
+        "teacher": {**{k: [t[k] for t in teachers] for k in ("accuracy", "ece")}, "cost": about.get("cost", {}), **pooled},
         "settings": {k: v for k, v in plan.settings.items() if k != "fields"}, "seeds": plan.seeds, "budget": list(plan.budget),
         "updates": plan.updates, "timed": plan.timed, "tuning": read(plan.out / "tuning.json") or {}, "cells": cells,
         "contestants": [c.name for c in plan.contestants], "ranking": ranking,
@@ -77,6 +79,7 @@ def show(result: dict[str, Any]) -> None:
 
     folder, console = Path(result["folder"]), Console()
     console = console if console.is_terminal else Console(width=120)
+    plain = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("", "accuracy, %", "to student alone", "to tuned KD", "ECE, %", "s/run"):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
@@ -88,13 +91,13 @@ def show(result: dict[str, Any]) -> None:
     if result["teacher"]["accuracy"]:
         table.add_row("teacher", words.spread(mean_std(result["teacher"]["accuracy"])), style="dim")
     console.print(table)
-    console.print(f"\n{words.headline(result)}\n", style="bold", highlight=False, markup=False)
+    plain(f"\n{words.headline(result)}\n", style="bold")
     for cell in result["cells"]:
         if cell["status"] == "failed":
-            console.print(f"failed   {cell['contestant']}, seed {cell['seed']}: {cell['error']}", style="red", markup=False, highlight=False)
-    console.print(f"report   {folder / 'report.html'}", highlight=False, soft_wrap=True)
+            plain(f"failed   {cell['contestant']}, seed {cell['seed']}: {cell['error']}", style="red")
+    plain(f"report   {folder / 'report.html'}")
     if result["winner"]:
-        console.print(f"winner   {folder / 'winner'}    ship it: stillroom export {folder / 'winner'} --onnx", highlight=False, soft_wrap=True)
+        plain(f"winner   {folder / 'winner'}    ship it: stillroom export {folder / 'winner'} --onnx")
 
 
 def _described(c: Contestant) -> dict[str, Any]:
@@ -106,5 +109,5 @@ def _described(c: Contestant) -> dict[str, Any]:
         card = recipe.card(c.recipe)
         label, title, link = "Tuned KD" if c.role == "tuned" else c.kind.__name__, card.title, card.link
     own = c.name.partition(":")[2].replace(",", ", ")
-    return {"name": c.name, "label": label + (f" ({own})" if own else ""), "title": title, "link": link, "role": c.role, "recipe": c.recipe,
-            "fields": fields, "changed": sorted(c.changed)}
+    return {"name": c.name, "label": label + (f" ({own})" if own else ""), "title": title, "link": link, "role": c.role,
+            "recipe": c.recipe, "fields": fields, "changed": sorted(c.changed)}

@@ -97,7 +97,7 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
     """Settle everything that needs no training. Raises `Refused`."""
     for name, value in (("seeds", seeds), ("batch", batch)):
         if value < 1:
-            raise Refused(f"{name}={value}", "a whole number from 1" + ("; three or more say something about chance" * (name == "seeds")))
+            raise Refused(f"{name}={value}", "a whole number from 1")
     if given["data"] and not (given["teacher"] and given["student"]):
         raise Refused("data of your own need a teacher and a student of your own",
                       "add --teacher and --student (`stillroom teach` makes a teacher), or leave out --data to use the digits")
@@ -108,14 +108,15 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
     data = given["data"] if isinstance(given["data"], str) else called(given["data"])
     out = Path(out or "compare/" + _slug(data or f"digits-{regime}") + "-" + _slug(str(budget)))
     reading = {k: options[k] for k in READING}
-    unchanging = {"actors": {k: v if isinstance(v, str) else called(v) for k, v in given.items()}, "regime": "" if data else regime,
-                  "budget": f"{amount:g} {unit}", "batch": batch, "shared": shared, **options,
+    words = {"regime": regime, "seeds": seeds, "budget": budget, "batch": batch, "shared": shared, **options}
+    unchanging = {"actors": {k: v if isinstance(v, str) else called(v) for k, v in given.items()},
+                  "regime": "" if data else regime, "budget": f"{amount:g} {unit}", "batch": batch, "shared": shared, **options,
                   "fields": {c.name: c.fields(10**6) for c in contestants}}
     return Plan(
         contestants=contestants, seeds=list(range(seeds)), budget=(unit, amount), batch=batch, out=out, settings=unchanging,
         ground=lru_cache(maxsize=1)(lambda seed: ground(given, regime, seed, reading)),
         options={k: v for k, v in options.items() if k not in READING},
-        command=_command(methods, given, {"regime": regime, "seeds": seeds, "budget": budget, "batch": batch, "shared": shared, **options}, out))
+        command=_command(methods, given, words, out))
 
 
 def parse_budget(budget: int | str) -> tuple[str, float]:
@@ -130,7 +131,8 @@ def parse_budget(budget: int | str) -> tuple[str, float]:
 def share(total: int, loops: dict[str, int]) -> dict[str, int]:
     """`total` updates over several loops in the proportion of their defaults; at least one each. Raises `Refused`."""
     if total < len(loops):
-        raise Refused(f"a budget of {total} updates cannot be shared by {len(loops)} loops ({', '.join(loops)})", "give a larger --budget")
+        raise Refused(f"a budget of {total} updates cannot be shared by {len(loops)} loops ({', '.join(loops)})",
+                      "give a larger --budget")
     weights = np.array(list(loops.values()), dtype=float)
     exact = weights / weights.sum() * (total - len(loops))
     whole = np.floor(exact).astype(int)
@@ -170,14 +172,16 @@ def _contestant(spec: str, common: dict[str, str]) -> Contestant:
     known = {f.name: f for f in one.described}
     loops = [k for k in known if is_loop(k)]
     if not loops or "batch" not in known:
-        raise Refused(f"{name} cannot take part: it has no field {'`batch`' if loops else '`steps`'} to hold it to an equal budget",
+        lacks = "batch" if loops else "steps"
+        raise Refused(f"{name} cannot take part: without a field {lacks} no budget can be equal",
                       f"try it with `stillroom run {name}`")
-    fixed = {**dict.fromkeys(loops, "--budget"), "batch": "--batch", **(dict.fromkeys(GRID, "the tuning") if role == "tuned" else {})}
+    fixed = {**dict.fromkeys(loops, "--budget"), "batch": "--batch",
+             **dict.fromkeys(GRID if role == "tuned" else (), "the tuning")}
     own = assignments(changes)
     for field in [*own, *(f for f in common if f in loops or f == "batch")]:
         if field in fixed:
-            raise Refused(f"{spec}: {field} is set by {fixed[field]}", f"leave out {field}; a KD with a weight of its own is `kd:alpha=0.5`"
-                          if field in GRID else f"leave out {field}: it is equal for all")
+            why = "a KD with a weight of its own is `kd:alpha=0.5`" if field in GRID else "it is equal for all"
+            raise Refused(f"{spec}: {field} is set by {fixed[field]}", f"leave out {field}: {why}")
         if field not in known:
             raise Refused(f"{name} has no field {field!r}", nearest(field, known))
     wanted = {**{k: v for k, v in common.items() if k in known and k not in fixed}, **own}
@@ -189,7 +193,8 @@ def _fits(name: str) -> None:
     actors = recipe.actors(name)
     strange = [a.name for a in actors if a.default is ... and a.name not in ACTORS]
     if strange or "student" not in {a.name for a in actors}:
-        raise Refused(f"{name} cannot take part: " + (f"it also needs {', '.join(strange)}" if strange else "it makes no student"),
+        why = f"it also needs {', '.join(strange)}" if strange else "it makes no student"
+        raise Refused(f"{name} cannot take part: {why}",
                       f"compare takes methods whose actors are student, teacher and data; try it with `stillroom run {name}`")
 
 
@@ -220,7 +225,7 @@ def claim(plan: Plan) -> None:
         if plan.out.exists() and any(plan.out.iterdir()):
             raise Refused(f"{plan.out} is not empty and holds no comparison", "name another folder with --out")
     elif old["format"] != FORMAT:
-        raise Refused(f"{plan.out} was written in format {old['format']}, this version writes {FORMAT}", "name another folder with --out")
+        raise Refused(f"{plan.out} has format {old['format']}, this version writes {FORMAT}", "name another folder with --out")
     else:
         before, now = _flat(old["settings"]), _flat(json.loads(json.dumps(plan.settings)))
         changed = [f"{k} was {before[k]!r}, is {now[k]!r}" for k in now if k in before and before[k] != now[k]]
@@ -254,7 +259,7 @@ def call(contestant: Contestant, run: Run, fields: dict[str, Any], ground: Groun
 
 
 def _update_seconds(plan: Plan, contestant: Contestant, enough: float) -> float:
-    """Seconds of one update, measured in memory: more and more of them until `enough` seconds are full; the first few do not count."""
+    """Seconds of one update, measured in memory: more and more until `enough` seconds are full; the first do not count."""
     updates = 8
     while True:
         run = Run(seed=0, **plan.options)

@@ -23,7 +23,7 @@ def rank(contestants: list[dict[str, Any]], cells: list[dict[str, Any]]) -> list
         for key in ("accuracy", "ece", "agreement", "seconds"):
             row[key] = mean_std([c[key] for c in good])
         for role in ("alone", "tuned"):
-            pairs = [(c["accuracy"], done[names[role], c["seed"]]["accuracy"]) for c in good if (names.get(role), c["seed"]) in done]
+            pairs = [(c["accuracy"], done[names[role], c["seed"]]["accuracy"]) for c in good if (names[role], c["seed"]) in done]
             row[f"vs_{role}"] = paired(*zip(*pairs)) if pairs and one["role"] != role else None
         ranking.append(row)
     return sorted(ranking, key=lambda r: (not r["complete"], -(r["accuracy"]["mean"] if r["done"] else -math.inf)))
@@ -31,7 +31,8 @@ def rank(contestants: list[dict[str, Any]], cells: list[dict[str, Any]]) -> list
 
 def mean_std(values: Sequence[float]) -> dict[str, Any]:
     """Mean and sample standard deviation (n − 1); None where there are too few."""
-    return {"mean": float(np.mean(values)) if len(values) else None, "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    n = len(values)
+    return {"mean": float(np.mean(values)) if n else None, "std": float(np.std(values, ddof=1)) if n > 1 else None}
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

@@ -21,4 +21,5 @@ def versions() -> dict[str, str]:
             continue
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = torch.get_num_threads()
-    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} used{gpu}"}
+    used = f"{threads} thread{'s' * (threads > 1)} used{gpu}"
+    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {used}"}

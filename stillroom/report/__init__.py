@@ -8,7 +8,7 @@ from stillroom.errors import Refused
 
 
 def page(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a comparison or of a run; returns its path. Raises `Refused` for any other folder."""
+    """Write `report.html` into the folder of a comparison or of a run; returns its path. Raises `Refused` for other folders."""
     from stillroom.report import layout
 
     folder = Path(folder)
@@ -17,7 +17,8 @@ def page(folder: str | Path) -> Path:
     elif (folder / "log.jsonl").exists():
         text = layout.run(folder)
     else:
-        raise Refused(f"{folder} holds neither a comparison nor a run", "name a folder that `stillroom compare` or `stillroom run` wrote")
+        raise Refused(f"{folder} holds neither a comparison nor a run",
+                      "name a folder that `stillroom compare` or `stillroom run` wrote")
     file, new = folder / "report.html", folder / "report.html.new"
     new.write_text(text, encoding="utf-8")
     os.replace(new, file)

@@ -3,10 +3,11 @@
 import io
 import math
 import re
-from collections.abc import Iterable
+from functools import wraps
 from html import escape
 from typing import Any
 
+from stillroom.comparison.ranks import mean_std
 from stillroom.report import words
 
 WIDE, HIGH = 4.7, 3.2                         # inches; 72 units of the SVG each
@@ -15,7 +16,13 @@ PAINT = {"ink": "#010101", "muted": "#020202", "line": "#030303", "paper": "#040
 HUES = 8                                      # colours of methods in page.css, --hue-1 …
 MARKERS = {"alone": "o", "tuned": "s", "method": "^DvPXp<>"}
 DASHES = {"alone": (1, 1.6), "tuned": (5, 2)}
-METHOD_DASHES = ((None, None), (None, None), (None, None), (None, None), (7, 2, 1.5, 2), (3, 1.5), (7, 1.5), (1.5, 1.5))
+CHIPS = {                                     # the markers once more, for HTML
+    "o": "M6 2a4 4 0 1 0 0 8a4 4 0 1 0 0-8z", "s": "M2.2 2.2h7.6v7.6H2.2z", "^": "M6 1.4 10.8 10H1.2z", "v": "M6 10.6 1.2 2h9.6z",
+    "<": "M1.4 6 10 1.2v9.6z", ">": "M10.6 6 2 1.2v9.6z", "D": "M6 .8 11.2 6 6 11.2.8 6z", "p": "m6 .9 5.2 3.8-2 6.1H2.8l-2-6.1z",
+    "P": "M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z",
+    "X": "m3.2.9 2.8 2.8L8.8.9l2.3 2.3L8.3 6l2.8 2.8-2.3 2.3L6 8.3l-2.8 2.8-2.3-2.3L3.7 6 .9 3.2z"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "stillroom", "font.family": "sans-serif", "text.parse_math": False}
+METHOD_DASHES = ((None, None), (7, 2, 1.5, 2), (3, 1.5))
 
 
 def looks(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -24,9 +31,10 @@ def looks(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for row in sorted(result["ranking"], key=lambda r: result["contestants"].index(r["name"])):
         role = row["role"]
         if role == "method":
-            hue = at % HUES
-            found[row["name"]] = {"css": f"--hue-{hue + 1}", "paint": f"#06{hue + 1:02x}06", "marker": MARKERS["method"][hue],
-                                  "dashes": METHOD_DASHES[hue if at < HUES else -1 - hue]}
+            hue, turn = at % HUES, at // HUES              # the ninth has the first one's colour, but another marker and dashes
+            found[row["name"]] = {
+                "css": f"--hue-{hue + 1}", "paint": f"#06{hue + 1:02x}06", "marker": MARKERS["method"][(hue + 3 * turn) % HUES],
+                "dashes": METHOD_DASHES[turn % len(METHOD_DASHES)]}
             at += 1
         else:
             found[row["name"]] = {"css": f"--{role}", "paint": {"alone": "#070107", "tuned": "#070207"}[role],
@@ -36,15 +44,22 @@ def looks(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def chip(look: dict[str, Any]) -> str:
     """A contestant's marker as a small inline SVG, for tables and the legend."""
-    shapes = {"o": '<circle cx="6" cy="6" r="4"/>', "s": '<rect x="2.2" y="2.2" width="7.6" height="7.6"/>',
-              "^": '<path d="M6 1.4 10.8 10H1.2z"/>', "v": '<path d="M6 10.6 1.2 2h9.6z"/>', "<": '<path d="M1.4 6 10 1.2v9.6z"/>',
-              ">": '<path d="M10.6 6 2 1.2v9.6z"/>', "D": '<path d="M6 .8 11.2 6 6 11.2.8 6z"/>',
-              "P": '<path d="M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z"/>',
-              "X": '<path d="m3.2.9 2.8 2.8L8.8.9l2.3 2.3L8.3 6l2.8 2.8-2.3 2.3L6 8.3l-2.8 2.8-2.3-2.3L3.7 6 .9 3.2z"/>',
-              "p": '<path d="m6 .9 5.2 3.8-2 6.1H2.8l-2-6.1z"/>', "*": '<path d="M6 .6 11.4 6 6 11.4.6 6z"/>'}
-    return f'<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:var({look["css"]})">{shapes[look["marker"]]}</svg>'
+    return (f'<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:var({look["css"]})">'
+            f'<path d="{CHIPS[look["marker"]]}"/></svg>')
 
 
+def _styled(draw):
+    """The function, drawing in this page's style; matplotlib's own stays as it is."""
+    @wraps(draw)
+    def styled(*given):
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*given)
+    return styled
+
+
+@_styled
 def forest(result: dict[str, Any], against: str) -> str:
     """Differences to a baseline (`alone` or `tuned`) with 95 % intervals, one row a contestant, a dot for every seed."""
     rows = [r for r in result["ranking"] if r[f"vs_{against}"] and r["role"] != "alone"]
@@ -59,7 +74,8 @@ def forest(result: dict[str, Any], against: str) -> str:
         seeds = [done[row["name"], s]["accuracy"] - done[base, s]["accuracy"] for s in result["seeds"]
                  if (row["name"], s) in done and (base, s) in done]
         axes.plot(seeds, [y + 0.24] * len(seeds), "|", color=PAINT["muted"], ms=4, mew=0.9, zorder=2)
-        axes.plot(pair["difference"], y, style["marker"], color=style["paint"], ms=_size(style), mec=PAINT["paper"], mew=0.6, zorder=3)
+        axes.plot(pair["difference"], y, style["marker"], color=style["paint"], ms=_size(style), mec=PAINT["paper"], mew=0.6,
+                  zorder=3)
         said.append(f"{row['label']} {words.interval(pair)} points")
     axes.axvline(0, color=PAINT["ink"], lw=0.9, zorder=1)
     axes.set_yticks(range(len(rows)), [_short(r["label"]) for r in rows])
@@ -75,6 +91,7 @@ def forest(result: dict[str, Any], against: str) -> str:
     return _svg(figure, f"forest-{against}", f"Difference in test accuracy to {name}", "; ".join(said))
 
 
+@_styled
 def pareto(result: dict[str, Any], key: str) -> str:
     """Test accuracy against what a model costs: `p50_1` (milliseconds) or `bytes`. The teacher is in."""
     unit = {"p50_1": "milliseconds for one image, median", "bytes": "kilobytes on disk"}[key]
@@ -83,7 +100,7 @@ def pareto(result: dict[str, Any], key: str) -> str:
     figure, axes = _figure()
     rows = [r for r in result["ranking"] if r["done"]]
     dots = [(r["cost"][key] / scale, r["accuracy"], look[r["name"]], r["label"]) for r in rows]
-    accuracy = _mean_std(result["teacher"]["accuracy"])
+    accuracy = mean_std(result["teacher"]["accuracy"])
     dots.append((result["teacher"]["cost"][key] / scale, accuracy, {"paint": PAINT["ink"], "marker": "*"}, "teacher"))
     axes.set_xscale("log")
     xs = [x for x, *_ in dots]
@@ -111,6 +128,7 @@ def pareto(result: dict[str, Any], key: str) -> str:
     return _svg(figure, f"pareto-{key}", f"Test accuracy against {unit}", "; ".join(said))
 
 
+@_styled
 def curves(result: dict[str, Any]) -> str:
     """Validation accuracy along the runs: the mean over seeds, and from the lowest to the highest seed."""
     look = looks(result)
@@ -126,7 +144,7 @@ def curves(result: dict[str, Any]) -> str:
         style = look[row["name"]]
         if len(runs) > 1:
             axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=style["paint"], alpha=0.13, lw=0)
-        axes.plot(steps, mean, color=style["paint"], lw=1.6, dashes=style["dashes"] if style["dashes"][0] else (None, None))
+        axes.plot(steps, mean, color=style["paint"], lw=1.6, dashes=style["dashes"])
         floor += [min(v) for s, v in zip(steps, values, strict=True) if s > 0.25 * steps[-1]]
         said.append(f"{row['label']} ends at {words.percent(mean[-1])} %")
     if not said:
@@ -139,6 +157,7 @@ def curves(result: dict[str, Any]) -> str:
     return _svg(figure, "curves", "Validation accuracy during training", "; ".join(said))
 
 
+@_styled
 def calibration(result: dict[str, Any]) -> str:
     """How often a student is right against how sure it says it is, all seeds together."""
     look = looks(result)
@@ -148,10 +167,10 @@ def calibration(result: dict[str, Any]) -> str:
     shown = [(r["label"], look[r["name"]], [c for c in result["cells"] if c["contestant"] == r["name"] and c["status"] == "done"],
               r["ece"]["mean"]) for r in result["ranking"] if r["done"]]
     for label, style, cells, error in shown:
-        n, sure, right = ([sum(c[k][i] for c in cells) for i in range(len(cells[0][k]))] for k in ("bins_count", "bins_sure", "bins_right"))
+        n, sure, right = ([sum(bins) for bins in zip(*(c[f"bins_{k}"] for c in cells))] for k in ("count", "sure", "right"))
         kept = [i for i in range(len(n)) if n[i] >= max(1, 0.02 * sum(n))]
         axes.plot([100 * sure[i] / n[i] for i in kept], [100 * right[i] / n[i] for i in kept], color=style["paint"], lw=1.5,
-                  marker=style["marker"], ms=4.5, mec=PAINT["paper"], mew=0.5, dashes=style["dashes"] if style["dashes"][0] else (None, None))
+                  marker=style["marker"], ms=4.5, mec=PAINT["paper"], mew=0.5, dashes=style["dashes"])
         said.append(f"{label}: calibration error {words.percent(error)} %")
     axes.set_xlim(0, 102)
     axes.set_ylim(0, 102)
@@ -163,6 +182,7 @@ def calibration(result: dict[str, Any]) -> str:
     return _svg(figure, "calibration", "Calibration: how often right against how sure", "; ".join(said))
 
 
+@_styled
 def history(lines: list[dict[str, Any]], names: list[str], title: str) -> str:
     """Scalars of one run's log along its updates; its loops one after the other."""
     figure, axes = _figure()
@@ -189,11 +209,8 @@ def history(lines: list[dict[str, Any]], names: list[str], title: str) -> str:
 
 def _figure(high: float = HIGH):
     """An empty figure in the page's manner: no frame, thin lines, colours that the page fills in."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stillroom", "font.family": "sans-serif", "text.parse_math": False,
-                                "axes.unicode_minus": True})
     figure = Figure(figsize=(WIDE, high), dpi=72, layout="constrained")      # a pixel is a unit of the SVG
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
@@ -218,7 +235,7 @@ def _svg(figure, name: str, title: str, said: str) -> str:
     text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
                   rf'<svg viewBox="\1" role="img" aria-labelledby="{name}-title {name}-said" class="picture">'
                   rf'<title id="{name}-title">{_safe(title)}</title><desc id="{name}-said">{_safe(said)}</desc>', text, count=1)
-    text = re.sub(r'\bid="(?!%s-)([^"]+)"' % re.escape(name), rf'id="{name}-\1"', text)
+    text = re.sub(rf'\bid="(?!{re.escape(name)}-)([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
@@ -234,12 +251,6 @@ def _safe(text: str) -> str:
 
 def _short(label: str, most: int = 24) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
-
-
-def _mean_std(values: Iterable[float]) -> dict[str, Any]:
-    from stillroom.comparison.ranks import mean_std
-
-    return mean_std(list(values))
 
 
 def _size(style: dict[str, Any]) -> float:
@@ -261,7 +272,7 @@ def _side_by_side(axes, dots: list[tuple[float, float]], apart: float = 8.0, nea
     spots = axes.transData.transform(dots)
     groups: list[list[int]] = []
     for i in sorted(range(len(dots)), key=lambda i: -spots[i][1]):
-        home = next((g for g in groups if abs(spots[i][0] - spots[g[0]][0]) < 3 and abs(spots[i][1] - spots[g[-1]][1]) < near), None)
+        home = next((g for g in groups if abs(spots[i][0] - spots[g[0]][0]) < 3 and spots[g[-1]][1] - spots[i][1] < near), None)
         home.append(i) if home else groups.append([i])
     for group in groups:
         for place, i in enumerate(group):
@@ -281,7 +292,8 @@ def _labels(axes, places: list[tuple[float, float]], texts: list[str], gap: floa
         for i, y in zip(mine, apart([spots[i][1] for i in mine], gap, box.y0 + 6, box.y1 - 4), strict=True):
             axes.annotate(
                 _short(texts[i]), places[i], (x - spots[i][0], y - spots[i][1]), textcoords="offset pixels", color=PAINT["ink"],
-                fontsize=FONT, ha="right" if side else "left", va="center", bbox={"facecolor": PAINT["paper"], "edgecolor": "none", "pad": 0.6},
+                fontsize=FONT, ha="right" if side else "left", va="center",
+                bbox={"facecolor": PAINT["paper"], "edgecolor": "none", "pad": 0.6},
                 arrowprops={"arrowstyle": "-", "color": PAINT["muted"], "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5})
 
 

@@ -61,6 +61,12 @@ def bytes_(count: float | None) -> str:
     return f"{number(count / 1000**power)} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
+def short(n: float) -> str:
+    """1.25 k, 4.74 M, 3.10 G"""
+    power = min(4, int(math.log10(n) // 3)) if n >= 1000 else 0
+    return f"{number(n / 1000**power)} {('', 'k', 'M', 'G', 'T')[power]}".strip() if power else f"{n:.0f}"
+
+
 def seconds(value: float | None) -> str:
     """0.42 s, 12.3 s, 4 min 10 s, 2 h 5 min"""
     if value is None:
@@ -98,10 +104,11 @@ def headline(result: dict[str, Any]) -> str:
     gain = f"{points(abs(alone['difference']))[1:] if alone['difference'] else '0.0'} points"
     state = verdict(alone)
     if state in ("one seed", "no spread"):
-        why = "one seed cannot say whether that is chance" if state == "one seed" else "without spread over seeds nobody can say whether that is chance"
-        return f"{best['label']} leads with {share}, {gain} above the student alone; {why}."
+        why = {"one seed": "one seed cannot say", "no spread": "without spread over seeds nobody can say"}[state]
+        return f"{best['label']} leads with {share}, {gain} above the student alone; {why} whether that is chance."
     if state != "ahead":
-        return f"No gain that {count(alone['n'], 'seed')} can show: {best['label']} leads the student alone by {gain}, which is within noise."
+        return (f"No gain that {count(alone['n'], 'seed')} can show: {best['label']} leads the student alone by {gain}, "
+                "which is within noise.")
     text = f"{best['label']} is best: {share}, {gain} above the student alone"
     if best["role"] == "tuned":
         return text + "; no other method does better than plain KD with its weight tuned."
@@ -125,9 +132,9 @@ def costs(result: dict[str, Any]) -> str:
 
     tuning = result["tuning"]
     spent = sum(c.get("seconds", 0) for c in result["cells"])
-    text = (f"The student is {against(size, 'smaller', 'larger')} and {against(speed, 'faster', 'slower')} than its teacher and keeps "
-            f"{percent(keeps)} % of the teacher's accuracy. One run of it trained for {seconds(best['seconds']['mean'])}; "
-            f"all {count(len(result['cells']), 'run')} took {seconds(spent)}")
+    text = (f"The student is {against(size, 'smaller', 'larger')} and {against(speed, 'faster', 'slower')} than its teacher "
+            f"and keeps {percent(keeps)} % of the teacher's accuracy. One run of it trained for "
+            f"{seconds(best['seconds']['mean'])}; all {count(len(result['cells']), 'run')} took {seconds(spent)}")
     if tuning.get("trials"):
         text += f", and tuning plain KD another {seconds(tuning['seconds'])} in {count(len(tuning['trials']), 'trial')}"
     return text + "."
@@ -141,13 +148,15 @@ def power(result: dict[str, Any]) -> str:
                 "better five or more.")
     from scipy import stats
 
-    widths = [(r["vs_alone"]["high"] - r["vs_alone"]["low"]) / 2 for r in result["ranking"] if r["vs_alone"] and r["vs_alone"]["low"] is not None]
+    pairs = [r["vs_alone"] for r in result["ranking"] if r["vs_alone"] and r["vs_alone"]["low"] is not None]
+    widths = sorted((p["high"] - p["low"]) / 2 for p in pairs)
     rivals = sum(r["role"] != "alone" for r in result["ranking"])
-    text = (f"The intervals are those of a paired t-test on {count(n, 'difference')}, one for each seed: an interval that contains zero "
-            f"means that chance alone could have made the difference. {count(n, 'seed')} stretch an interval to "
+    text = (f"The intervals are those of a paired t-test on {count(n, 'difference')}, one for each seed: an interval that "
+            f"contains zero means that chance alone could have made the difference. {count(n, 'seed')} stretch an interval to "
             f"{stats.t.ppf(0.975, n - 1):.1f} standard errors to each side (many seeds: 2.0)")
     if widths:
-        text += f"; here gains over the student alone below about {percent(sorted(widths)[len(widths) // 2])} points cannot be told from chance"
+        text += (f"; here gains over the student alone below about {percent(widths[len(widths) // 2])} points cannot be told "
+                 "from chance")
     once = 100 * (1 - 0.95 ** rivals)
-    return text + (f". With {count(rivals, 'contestant')} beside the student alone, at least one of so many 95 % intervals misses "
-                   f"the truth in up to {once:.0f} of 100 comparisons like this.")
+    return text + (f". With {count(rivals, 'contestant')} beside the student alone, at least one of so many 95 % intervals "
+                   f"misses the truth in up to {once:.0f} of 100 comparisons like this.")

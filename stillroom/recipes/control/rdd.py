@@ -56,17 +56,16 @@ class RDD(Recipe):
             seen.update(roll.next_obs)
             look = seen.normalise(roll.next_obs, self.limit)
             with torch.no_grad():
-                goal = mean(look)
-                novel = scale((predictor(look) - goal).square().mean(-1))
+                centre = mean(look)                                                     # μ(s), [time, envs, dim]
+                drawn = centre + self.sigma * torch.randn_like(centre)                  # one target a visit
+                novel = scale((predictor(look) - centre).square().mean(-1))             # [time, envs]
             gain = ppo.advantage(roll.reward + self.gamma * roll.rest[0], roll.value[0], roll.done, self.gamma, self.trace)
             gain_novel = ppo.advantage(novel, roll.value[1], 0 * roll.done, self.gamma_novelty, self.trace)
             goals = torch.stack([roll.value[0][:-1] + gain, roll.value[1][:-1] + gain_novel], -1)
-            batch = dict(obs=roll.obs, action=roll.action, logp=roll.logp, gain=gain + self.novelty * gain_novel, goal=goals, look=look)
-            for part in ppo.minibatches(self.epochs, self.minibatches, **batch):
-                with torch.no_grad():
-                    drawn = mean(part.look)
-                    drawn = drawn + self.sigma * torch.randn_like(drawn)
-                run.update(opt_predictor, distil=(predictor(part.look) - drawn).square().mean())
+            gain = gain + self.novelty * gain_novel
+            for part in ppo.minibatches(self.epochs, self.minibatches, obs=roll.obs, action=roll.action, logp=roll.logp,
+                                        gain=gain, goal=goals, look=look, drawn=drawn):
+                run.update(opt_predictor, distil=(predictor(part.look) - part.drawn).square().mean())
                 run.update(opt, **ppo.losses(policy, part, self.clip, self.entropy))
             run.log(novel=novel.mean(), **({"return": sum(env.finished) / len(env.finished)} if env.finished else {}))
         return policy
