@@ -1,6 +1,7 @@
 """The command `stillroom`: finds its commands by their files, and turns what a user got wrong into one sentence and a remedy."""
 
 import ast
+import errno
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ EXAMPLES = """\
   stillroom measure runs/small            what was kept, what it costs
   stillroom export runs/small --onnx      the file to ship, checked against PyTorch
 """
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 FINE, BUG, REFUSED, DIVERGED, STOPPED = 0, 1, 2, 3, 130
 
 
@@ -35,10 +37,21 @@ def main(words: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:          # run.Diverged, without importing torch to name it
         return _say(f"stillroom: diverged: {error}", DIVERGED)
     except KeyboardInterrupt as stop:
-        return _say(f"stillroom: stopped{f': {stop}' if str(stop) else ''}", STOPPED)
+        return _say(f"stillroom: stopped{f': {stop}' if str(stop) else ''}".replace("stopped: stopped", "stopped"), STOPPED)
+    except (MemoryError, RuntimeError) as error:
+        if not _memory(error):
+            raise
+        return _say(f"stillroom: out of memory: {str(error).splitlines()[0] if str(error) else 'nothing is left'}\n"
+                    "  → a smaller --batch, or --accumulate 2 (the same update in halves), or --precision bf16; "
+                    "`stillroom plan` says what is needed", REFUSED)
     except BrokenPipeError:                      # `stillroom list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _say(f"stillroom: cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}\n"
+                    "  → make room, or name another folder; what was saved before is whole: stillroom run --resume", REFUSED)
     except SystemExit as done:                   # the parser has said why
         return done.code if isinstance(done.code, int) else FINE if done.code is None else _say(str(done.code), REFUSED)
 
@@ -82,6 +95,11 @@ def usage() -> str:
             "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
             "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH\n"
             "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
+
+
+def _memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short: Python's own, CUDA's, or that of torch's allocator on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _say(text: str, code: int) -> int:

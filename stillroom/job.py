@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ from stillroom import recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
 from stillroom.arenas.alone import Alone, labelled
 from stillroom.batches import to_device, whole
-from stillroom.errors import Refused, nearest
+from stillroom.errors import Refused
 from stillroom.measure import Proof
-from stillroom.measure.cost import resting
+from stillroom.measure.cost import resting, samples
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
@@ -52,7 +54,17 @@ class Job:
 
 def prepare(chosen: Settings) -> Job:
     """Build actors and data from their names, or the recipe's own trial when none is named. Raises `Refused`."""
+    _sound(chosen)
     return _named(chosen) if chosen.actors else _trial(chosen)
+
+
+def _sound(chosen: Settings) -> None:
+    """Numbers that no run can have, whatever the recipe. Raises `Refused`."""
+    least = {"steps": 1, "batch": 1, **{k: 0 for k in chosen.fields if k.startswith("steps_")},
+             "accumulate": 1, "every": 1, "workers": 0, "save_every": 0, "size": 0, "channels": 0}
+    for name, value in {**chosen.fields, **chosen.options}.items():
+        if name in least and not value >= least[name]:
+            raise Refused(f"--{name.replace('_', '-')} {value}", f"{least[name]} at least")
 
 
 def _trial(chosen: Settings) -> Job:
@@ -108,10 +120,20 @@ def _number(*words: Any) -> int:
 def judges(job: Job) -> dict[str, Callable[[dict[str, Any]], float]]:
     """What `--watch` names, as functions of the kept things. Raises `Refused` when there is nothing to judge by."""
     names = job.settings.options["watch"]
-    if names and (job.valid is None or not len(job.valid) or not len(labelled(job.valid))):
+    if names and not _labels(job.valid):
         raise Refused(f"--watch needs a validation split with labels; {job.words} has none", "leave --watch out")
     known = {"accuracy": accuracy, "loss": loss}
-    return {name: lambda things, judge=known[name]: judge(learner(things), job.valid) for name in names}
+    return {name: partial(_watched, known[name], labelled(job.valid)) for name in names}
+
+
+def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[str, Any]) -> float:
+    return judge(learner(things), data)
+
+
+def _labels(data: Any) -> int:
+    """How many samples have a label."""
+    known: Any = labelled(data) if data is not None and len(data) else []
+    return len(known)
 
 
 def learner(things: Mapping[str, Any]) -> Module:
@@ -147,13 +169,25 @@ def loss(model: Module, data: Any) -> float:
 
 def classifies(made: Any, data: Any) -> bool:
     """Whether what was made gives one logit a class for samples of this data set, and the data set has labels."""
-    if not isinstance(made, Module) or data is None or not len(data) or len(labelled(data)) < len(data):
+    if not isinstance(made, Module) or not _labels(data) or _labels(data) < len(data):
         return False
+    x, y = whole(Subset(data, range(min(2, len(data)))))
+    out = _tried(made, x)
+    return isinstance(out, Tensor) and out.shape[:-1] == y.shape
+
+
+def takes(model: Module, sample: Any) -> bool:
+    """Whether a model takes a batch of such samples and nothing else."""
+    return _tried(model, samples(sample, 2)) is not None
+
+
+def _tried(model: Module, x: Any) -> Any:
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        out, _ = answers(made, Subset(data, range(min(2, len(data)))))
-    except (TypeError, RuntimeError, ValueError, AttributeError, IndexError, NotImplementedError):
-        return False
-    return out.ndim == 2
+        with resting(model):
+            return model(to_device(x, place))
+    except (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return None
 
 
 def result(job: Job, made: Any) -> dict[str, Any]:
@@ -193,7 +227,7 @@ def finished(folder: Path, *, data: str = "", teacher: str = "") -> Finished:
         raise Refused(f"{folder} holds no network: its run is {state}",
                       "what it made is in made.json" if state == "finished" else f"stillroom run --resume {folder}")
     file = folder / "settings.yaml"
-    chosen = settings.read(file) if file.exists() else settings.defaults(ALONE)
+    chosen = reopen(folder) if file.exists() else settings.defaults(ALONE)
     found = _own(folder, chosen, data) if file.exists() else Finished(saved.load(folder))
     net: Any = found.student
     context: dict[str, Any] = {}
@@ -283,8 +317,22 @@ def facts(folder: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         wrong = "is damaged" if file.exists() else "does not exist"
-        runs = [str(p.parent) for p in (*folder.glob("*/run.json"), *folder.parent.glob("*/run.json"))]
-        raise Refused(f"{file} {wrong}", nearest(str(folder), runs) if runs else "make a run: stillroom run kd") from error
+        near = get_close_matches(str(folder), [str(p.parent) for home in (folder, folder.parent, Path("runs"))
+                                               for p in home.glob("*/run.json")], n=1)
+        raise Refused(f"{file} {wrong}", f"did you mean {near[0]!r}?" if near else "make a run: stillroom run kd") from error
+
+
+def reopen(folder: Path) -> Settings:
+    """The settings of a run. A path that is not here but lies where the run began is meant from there. Raises `Refused`."""
+    said = facts(folder)
+    chosen, began = settings.read(folder / "settings.yaml", said["recipe"]), Path(said["cwd"])
+
+    def found(spec: str) -> str:
+        _, _, name = spec.partition("?")[0].partition(":")
+        path = name.rpartition(":")[0] if ".py:" in name else name
+        return spec.replace(path, str(began / path), 1) if path and not Path(path).exists() and (began / path).exists() else spec
+
+    return replace(chosen, actors={name: found(spec) for name, spec in chosen.actors.items()})
 
 
 def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
@@ -302,7 +350,7 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
          options=options, data={"words": job.words, "fingerprint": job.fingerprint, "shape": job.shape},
          versions=status.versions(), trial=job.cast is not None, threads=torch.get_num_threads(),
          command=shlex.join(["stillroom", *sys.argv[1:]]),
-         **({"began": time.strftime("%Y-%m-%dT%H:%M:%S%z")} if fresh else {}))
+         **({"began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cwd": str(Path.cwd())} if fresh else {}))
     try:
         run = Run(folder, seed=options["seed"], device=options["device"], precision=options["precision"],
                   accumulate=options["accumulate"], compile=options["compile"], save_every=options["save_every"],

@@ -180,8 +180,7 @@ def test_raw_timm_models_with_different_scales():
     checks.before(KD(), Run(), {"student": zoo.model("timm:resnet10t", classes=10), "teacher": other, "data": data})
 
 
-def test_labels_are_wanted_where_the_card_says_so(monkeypatch):
-    """No recipe of the house wants every label yet; the card decides."""
+def test_labels_are_wanted_where_the_card_says_so():
     data = relabelled(UNLABELLED, at=slice(0, 5))
     checks._labelled(card("kd").rows, data.tensors[1], 20, "KD")
     with pytest.raises(Refused, match=r"KD needs a label for every sample; 5 of 20 have none\n.*labelled"):

@@ -56,7 +56,7 @@ def test_looking_needs_no_torch():
              ["run", "kd", "--help"], ["plan", "kd", "--help"], ["teach", "--help"], ["compare", "--help"], ["measure", "--help"],
              ["export", "--help"], ["prove", "--help"], ["try", "--help"], ["completion", "bash"], ["run", "kdd"], ["lst"],
              ["completion", "words", "run", "kd", "--"], ["run", "kd", "--alpa", "1"]]
-    code = f"import sys; from stillroom.cli import main\nfor w in {words!r}: main(w)\nprint({{'torch', 'numpy'}} & set(sys.modules))"
+    code = f"import sys, stillroom.cli as c\nfor w in {words!r}: c.main(w)\nprint({{'torch', 'numpy'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "set()"
     assert found.returncode == 0, found.stderr[-2000:]
@@ -173,6 +173,12 @@ def test_a_closed_pipe_is_no_error():
     (["measure", "nowhere"], "nowhere/run.json does not exist", "stillroom run kd"),
     (["export", "nowhere"], "nowhere/run.json does not exist", "stillroom run kd"),
     (["plan", "kd", "--few", "1"], "--few 1", "2 at least"),
+    (["run", "kd", "--steps", "0"], "--steps 0", "1 at least"),
+    (["run", "kd", *MINE, "--batch", "-4"], "--batch -4", "1 at least"),
+    (["plan", "kd", "--every", "0"], "--every 0", "1 at least"),
+    (["run", "kd", *MINE, "--watch", "accuracy", "--device", "cuda:99"], "'cuda:99' is not on this machine", "device=auto"),
+    (["run", "kd", *MINE, "--teacher", "run:nowhere"], "nowhere holds nothing", "finished run"),
+    (["run", "kd", *MINE, "--student", "timm:no_such_net"], "timm", ""),
     (["prove"], "no recipe", "stillroom prove kd"),
     (["prove", "kd", "--seeds", "0"], "--seeds 0", "--seeds 3"),
     (["cite"], "which recipes?", "stillroom list"),
@@ -277,6 +283,44 @@ def test_a_run_on_changed_data_is_refused(capsys, here):
     file.write_text(file.read_text().replace('"finished"', '"stopped"'))
     code, _, err = say(capsys, "run", "--resume", "runs/mine")
     assert code == 2 and "have changed" in err
+
+
+def test_a_run_is_found_again_from_another_folder(capsys, here, monkeypatch):
+    np.savez(here / "mine.npz", x=np.random.default_rng(0).random((60, 1, 4, 4), dtype="float32"), y=np.arange(60) % 3)
+    (here / "net.py").write_text("from torch import nn\ndef tiny(classes): return nn.Sequential(nn.Flatten(), nn.Linear(16, classes))\n")
+    words = ["--student", "file:net.py:tiny", "--data", "npz:mine.npz", "--steps", "4", "--batch", "8", "--folder", "run"]
+    assert say(capsys, "teach", *words, "--quiet")[0] == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    code, out, _ = say(capsys, "measure", "../run", "--repeats", "5")
+    assert code == 0 and "of 6 test samples" in out
+
+
+def test_a_network_is_not_judged_on_other_classes(capsys, here):
+    np.savez(here / "two.npz", x=np.random.default_rng(0).random((60, 1, 8, 8), dtype="float32"), y=np.arange(60) % 2)
+    code, _, err = say(capsys, "measure", str(HOME[0]), "--data", "npz:two.npz")
+    assert code == 2 and "10 classes apart, the data 2" in err
+
+
+def test_short_memory_is_said_with_what_helps(capsys, monkeypatch):
+    from stillroom import job
+
+    monkeypatch.setattr(job, "prepare", lambda chosen: torch.empty(10**15))        # the allocator's own error
+    code, _, err = say(capsys, "run", "kd")
+    assert code == 2 and "out of memory" in err and "--accumulate" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_what_was_saved_stays(here):
+    import resource
+
+    def little():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+    found = stillroom("teach", "--student", "small:mlp", "--data", "digits", "--steps", "2000", "--save-every", "0", "--folder", "run",
+                      preexec_fn=little)
+    assert found.returncode == 2 and "cannot write" in found.stderr and "File too large" in found.stderr
+    assert "Traceback" not in found.stderr and (here / "run" / "settings.yaml").exists()
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(capsys):

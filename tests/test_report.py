@@ -184,6 +184,8 @@ def tale(result, order, **pairs):
     told = copy.deepcopy(result)
     by = {r["name"]: r for r in told["ranking"]}
     told["ranking"] = [by[n] for n in order] + [r for n, r in by.items() if n not in order]
+    for place, row in enumerate(told["ranking"]):
+        row["accuracy"]["mean"] = 97.0 - place
     told["winner"] = order[0]
     told["ranking"][0] |= pairs
     return told
@@ -208,6 +210,11 @@ def test_the_headline_says_who_won_and_whether_it_is_beyond_noise(made):
     assert "one seed cannot say whether that is chance" in once
     flat = words.headline(tale(result, ["nkd_uskd"], vs_alone=pair(0.2, None, None)))
     assert "nobody can say whether that is chance" in flat
+    level = tale(result, ["nkd_uskd", "kd"], vs_alone=pair(4.2, 2.0, 6.0), vs_tuned=pair(0.4, -0.1, 0.9))
+    level["ranking"][1]["accuracy"] = level["ranking"][0]["accuracy"]
+    assert words.headline(level).startswith("NKD and KD share the lead: ") and "; the lead of 0.4 points" in words.headline(level)
+    tiny = words.headline(tale(result, ["nkd_uskd"], vs_alone=pair(4.2, 2.0, 6.0), vs_tuned=pair(0.03, -0.1, 0.1)))
+    assert "its lead of 0.0 points" in tiny
     assert words.headline({**result, "winner": ""}) == "No contestant finished all its runs."
 
 

@@ -1,16 +1,18 @@
 """which way is best for my models and data: equal budgets, seeds, one report"""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+Spec = Annotated[str, tyro.conf.arg(metavar="SPEC", help_behavior_hint="")]
+Text = Annotated[str, tyro.conf.arg(help_behavior_hint="")]
+
 
 def compare(
-    methods: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /, *,
-    teacher: str = "", student: str = "", data: str = "", regime: Literal["few", "clean", "noisy", "weak"] = "few",
-    seeds: int = 3, budget: str = "600", batch: int = 64, shared: str = "", out: Path = Path(),
-    only: tuple[str, ...] = (), retry: bool = False,
+    methods: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME…", help_behavior_hint="")] = (), /, *,
+    teacher: Spec = "", student: Spec = "", data: Spec = "", regime: Literal["few", "clean", "noisy", "weak"] = "few",
+    seeds: int = 3, budget: str = "600", batch: int = 64, shared: Text = "", out: Text = "",
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME/SEED…", help_behavior_hint="")] = (), retry: bool = False,
     device: str = "auto", precision: Literal["fp32", "bf16", "fp16"] = "fp32", accumulate: int = 1, workers: int = 0,
     save_every: float = 300.0, size: int = 0, channels: int = 0, pretrained: bool = False, skip_corrupt: bool = False,
 ) -> None:
@@ -45,6 +47,6 @@ def compare(
     from stillroom.comparison import compare
 
     compare(*methods, teacher=teacher, student=student, data=data, regime=regime, seeds=seeds, budget=budget, batch=batch,
-            shared=shared, out=out if out != Path() else "", only=only, retry=retry, device=device, precision=precision,
+            shared=shared, out=out, only=only, retry=retry, device=device, precision=precision,
             accumulate=accumulate, workers=workers, save_every=save_every, size=size, channels=channels, pretrained=pretrained,
             skip_corrupt=skip_corrupt)

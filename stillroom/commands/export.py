@@ -69,7 +69,7 @@ def to_onnx(model: "Module", file: Path, x: Any, *, tolerance: float = 1e-4, sam
     except Exception as error:
         new.unlink(missing_ok=True)
         raise Refused(f"this {type(model).__name__} cannot be exported: {_gist(error)}",
-                      "its forward must not branch on values, nor fix the batch size") from error
+                      "its forward must take one batch, and neither branch on values nor fix the batch size") from error
     _describe(new, model)
     absolute, relative = difference(model, new, x)
     if not (absolute <= tolerance or relative <= tolerance):        # NaN is refused, too

@@ -6,6 +6,7 @@ from typing import Any
 
 from stillroom.commands._names import Folder
 from stillroom.commands.plan import size
+from stillroom.errors import Refused
 
 
 def measure(folder: Folder, data: str = "", teacher: str = "", json: bool = False, repeats: int = 50) -> None:
@@ -35,14 +36,29 @@ def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
     """Everything that is measured of one network; `said` are its classes, [samples]."""
     from stillroom import job
     from stillroom.measure import calibration_error, cost
+    from stillroom.measure.cost import bytes_on_disk, parameters
 
     found: dict[str, Any] = {}
     if job.classifies(net, ready.test):
         logits, y = job.answers(net, ready.test)
+        same_classes(net, logits.shape[1], ready)
         said = logits.argmax(-1)
         found = {"accuracy": 100 * (said == y).double().mean().item(), "ece": calibration_error(logits, y)}
         found |= {"samples": len(y), "said": said}
-    return found | (cost(net, ready.sample, repeats=repeats) if ready.sample is not None else {})
+    if ready.sample is not None and job.takes(net, ready.sample):
+        return found | cost(net, ready.sample, repeats=repeats)
+    return {"parameters": parameters(net), "bytes": bytes_on_disk(net)}
+
+
+def same_classes(net: Any, width: int, ready: Any) -> None:
+    """The data count their classes as the network does. Raises `Refused`."""
+    there, known = list(getattr(ready.test, "classes", None) or []), list(getattr(net, "classes", None) or [])
+    if there and len(there) != width:
+        raise Refused(f"the network tells {width} classes apart, the data {len(there)} ({ready.words})",
+                      "judge it on data of its own classes")
+    if there and known and there != known:
+        i = next(i for i, pair in enumerate(zip(known, there)) if pair[0] != pair[1])
+        raise Refused(f"class {i} is {known[i]!r} to the network and {there[i]!r} in the data", "put the classes in one order")
 
 
 def table(found: dict[str, Any]) -> str:
@@ -67,4 +83,5 @@ def table(found: dict[str, Any]) -> str:
         row("", f"p95_{batch}", lambda v: f"{v:.3g} ms", "95th percentile")
     wide = [max(len(r[i]) for r in rows) for i in range(3)]
     lines = [f"  {r[0]:<{wide[0]}}  {r[1]:>{wide[1]}}  {r[2]:>{wide[2]}}  {r[3]}".rstrip() for r in rows]
-    return "\n".join([f"{found['folder']} on {found['data']}", *lines])
+    alone = [] if "flops" in student else ["  it takes other inputs than samples: its operations and its time are not known"]
+    return "\n".join([f"{found['folder']} on {found['data']}", *lines, *alone])

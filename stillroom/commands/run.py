@@ -89,7 +89,7 @@ def resume(words: list[str]) -> None:
         print(f"{folder} is finished: {job.say(said['result'])}")
         return
     name = said["recipe"]
-    chosen = settings.read(folder / "settings.yaml", name)
+    chosen = job.reopen(folder)
     free = [replace(f, default=chosen.options[f.name]) for f in settings.OPTIONS if f.name in MACHINE]
     flags = [Field("resume", "str", "", "the run's folder"), EXTRA[2], *free]
     for word in words:

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn import Module
 
-from stillroom import measure, recipe, saved
-from stillroom.arenas.alone import labelled
+from stillroom import measure, recipe, saved, settings
 from stillroom.comparison.bar import Bar
 from stillroom.comparison.files import read, write
+from stillroom.comparison.ground import targets
 from stillroom.comparison.judge import architecture, fingerprint, numbers, right, said, some
-from stillroom.comparison.plan import GRID, Contestant, Plan, call, is_loop
+from stillroom.comparison.plan import GRID, Contestant, Plan, call, is_loop, repeat
 from stillroom.comparison.versions import versions
 from stillroom.errors import Refused
+from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.run import Run
 
 POINTS = 20        # of a learning curve
@@ -48,7 +49,9 @@ def cell(plan: Plan, contestant: Contestant, seed: int, bar: Bar, retry: bool) -
             raise TypeError(f"its student tells {logits.shape[-1]} classes apart, the data have {len(ground.classes)}")
         facts |= trained | numbers(logits, y) | _cost(plan, made, ground.shape)
         facts["agreement"] = right(logits, torch.tensor(taught["says"]))
-        saved.save(made, folder, origin=getattr(ground.student, "origin", None), classes=ground.classes, shape=ground.shape)
+        saved.save(made, folder, classes=ground.classes, shape=ground.shape)
+        if plan.named:
+            _note(plan, contestant, seed, facts, folder)
         facts["status"], words = "done", f"{facts['accuracy']:.1f} % of test images right"
     except Exception as error:
         facts |= {"status": "failed", "error": _told(error), "curve": curve(_log(folder))}
@@ -59,7 +62,7 @@ def cell(plan: Plan, contestant: Contestant, seed: int, bar: Bar, retry: bool) -
 
 
 def tune(plan: Plan, bar: Bar) -> None:
-    """Plain KD on a small grid of weight and temperature, on the first seed: the best on its validation split runs on all."""
+    """Plain KD on a small grid of weight and temperature, on the first seed: the best on validation runs on all."""
     contestant, seed, trials = plan.tuned, plan.seeds[0], []
     updates = plan.updates[contestant.name]
     if updates is None or read(plan.out / "tuning.json"):
@@ -83,11 +86,21 @@ def tune(plan: Plan, bar: Bar) -> None:
                 write(folder / "result.json", trial)
             trials.append({"alpha": alpha, "temperature": temperature, **{k: v for k, v in trial.items() if k != "fields"}})
     done = [t for t in trials if t["status"] == "done"]
-    best = max(done, key=lambda t: (t["accuracy"], -t["loss"]), default={})       # as many right: the likelier
-    write(plan.out / "tuning.json", {"seed": seed, "trials": trials, "seconds": sum(t["seconds"] for t in done),
+    best, slack = choose(done, len(plan.ground(seed).valid))
+    write(plan.out / "tuning.json", {"seed": seed, "trials": trials, "seconds": sum(t["seconds"] for t in done), "slack": slack,
                                      "chosen": {k: best[k] for k in GRID if best}})
     bar.tell(f"kd_tuned: {best['alpha']:g} of the loss from the teacher, temperature {best['temperature']:g}" if best
              else "kd_tuned: no trial reached its end")
+
+
+def choose(trials: list[dict[str, Any]], images: int) -> tuple[dict[str, Any], float]:
+    """The trial with the smallest validation loss among those whose validation accuracy is within one standard error of the
+    highest (Breiman et al. 1984, sec. 3.4.3): on few images the highest accuracy alone is chance. And that error, in points."""
+    if not trials:
+        return {}, 0.0
+    top = max(t["accuracy"] for t in trials)
+    slack = 100 * math.sqrt(top / 100 * (1 - top / 100) / images)
+    return min((t for t in trials if t["accuracy"] >= top - slack), key=lambda t: t["loss"]), slack
 
 
 def teacher(plan: Plan, seed: int) -> dict[str, Any]:
@@ -105,8 +118,8 @@ def teacher(plan: Plan, seed: int) -> dict[str, Any]:
             **numbers(logits, y), "says": logits.argmax(-1).tolist(), "marks": marks, "words": ground.words,
             "classes": ground.classes, "shape": list(ground.shape),
             "cost": first.get("cost") or _measured(ground.teacher, ground.shape),
-            "images": {"train": len(ground.train), "labelled": len(labelled(ground.train)), "valid": len(ground.valid),
-                       "test": len(ground.test)}}
+            "images": {**{part: len(getattr(ground, part)) for part in ("train", "valid", "test")},
+                       "labelled": int((targets(ground.train) != UNLABELLED).sum())}}
         write(file, found)
     return found
 
@@ -157,6 +170,21 @@ def _train(plan: Plan, contestant: Contestant, fields: dict[str, Any], seed: int
         recipe.module(contestant.recipe).choose(made, ground.valid)        # what the paper sets on validation samples
     return made, {"updates": updates_done(run.history), "seconds": run.seconds, "initial": fingerprint(ground.student),
                   "curve": curve(run.history)}
+
+
+def _note(plan: Plan, contestant: Contestant, seed: int, facts: dict[str, Any], folder: Path) -> None:
+    """Make the cell's folder one that `stillroom measure` and `run:FOLDER` understand: settings.yaml and run.json."""
+    ground, name = plan.ground(seed), contestant.recipe
+    options = {**settings.defaults(name).options, **plan.options, **plan.reading, "seed": seed}
+    actors = {a: plan.named[a] for a in contestant.actors}
+    (folder / "settings.yaml").write_text(
+        settings.write(settings.Settings(name, actors, facts["fields"], options, frozenset())), encoding="utf-8")
+    write(folder / "run.json", {
+        "recipe": name, "state": "finished", "actors": actors, "fields": facts["fields"], "options": options, "trial": False,
+        "data": {"words": ground.words, "fingerprint": getattr(ground.train, "fingerprint", ""), "shape": ground.shape},
+        "versions": versions(), "threads": torch.get_num_threads(), "seconds": {"steps": facts["seconds"]},
+        "command": repeat(plan, contestant, seed, facts["fields"]),
+        "result": {"accuracy": facts["accuracy"], "samples": len(ground.test)}})
 
 
 def _learner(kept: dict[str, Any]) -> Module:

@@ -12,9 +12,10 @@ from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom import arenas
-from stillroom.arenas.alone import labelled
+from stillroom.batches import whole
 from stillroom.errors import Refused
 from stillroom.measure.classification import predict
+from stillroom.parts.losses.logits import UNLABELLED
 
 REGIMES = {      # of the digits arena, in words
     "clean": "handwritten digits, all labels known",
@@ -43,7 +44,7 @@ class Ground:
         return {name: self.train if name == "data" else copy.deepcopy(getattr(self, name)) for name in wanted}
 
 
-def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any]) -> Ground:
+def ground(given: dict[str, Any], regime: Any, seed: int, reading: dict[str, Any]) -> Ground:
     """The digits arena of this seed, with whatever is given in its place. Raises `Refused` for what does not fit together.
 
     given    teacher, student, data: names, objects, or "" for the arena's
@@ -61,7 +62,7 @@ def ground(given: dict[str, Any], regime: str, seed: int, reading: dict[str, Any
     if not given["student"]:
         networks["student"].origin = {"spec": ARENA_STUDENT, "options": {}, "classes": len(classes), "channels": shape[0],
                                       "size": list(shape[1:])}
-    made = Ground(**vars(split), classes=classes, shape=shape, **networks)
+    made = Ground(**vars(split), classes=classes, shape=shape, student=networks["student"], teacher=networks["teacher"])
     _check(made)
     return made
 
@@ -71,7 +72,7 @@ def _splits(data: Any, reading: dict[str, Any]) -> SimpleNamespace:
     from stillroom import zoo
 
     if isinstance(data, str):
-        split = zoo.splits(data, **{k: v or None for k, v in reading.items() if k in ("size", "channels")},
+        split = zoo.splits(data, size=reading["size"] or None, channels=reading["channels"] or None,
                            skip_corrupt=reading["skip_corrupt"])
     else:
         split = data
@@ -87,9 +88,9 @@ def _look(split) -> tuple[tuple[int, ...], list[str]]:
         part = getattr(split, name)
         if part is None or not len(part):
             raise Refused(f"the data have no {name} split", "compare chooses on one and judges on the other: add images to it")
-        if len(labelled(part)) < len(part):
+        if not (targets(part) != UNLABELLED).all():
             raise Refused(f"the {name} split has samples without a label", "label them or leave them out: labels judge")
-    if not len(labelled(split.train)):
+    if not (targets(split.train) != UNLABELLED).any():
         raise Refused("no training sample has a label", "the student alone needs a few: label some, or use `stillroom run`")
     classes = getattr(split.train, "classes", None) or range(int(max(targets(split.test).max(), targets(split.valid).max())) + 1)
     return tuple(split.train[0][0].shape), [str(c) for c in classes]
@@ -97,7 +98,8 @@ def _look(split) -> tuple[tuple[int, ...], list[str]]:
 
 def targets(data: Any) -> Tensor:
     """The classes of all samples of a split, [n]."""
-    return data.tensors[1] if isinstance(data, TensorDataset) else torch.as_tensor(data.targets)
+    known = data.tensors[1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
+    return torch.as_tensor(known if known is not None else whole(data)[1])
 
 
 def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: dict[str, Any]) -> Module:

@@ -20,6 +20,7 @@ from stillroom.comparison.files import read, write
 from stillroom.comparison.ground import Ground, ground
 from stillroom.comparison.judge import fingerprint
 from stillroom.errors import Refused, nearest
+from stillroom.recipe import Field
 from stillroom.run import Run
 
 FORMAT = 1
@@ -43,7 +44,7 @@ class Contestant:
         return Alone if self.recipe == ALONE else recipe.load(self.recipe)
 
     @property
-    def described(self) -> list[recipe.Field]:
+    def described(self) -> list[Field]:
         return settings.ALONE_FIELDS if self.recipe == ALONE else recipe.fields(self.recipe)
 
     @property
@@ -74,6 +75,8 @@ class Plan:
     out: Path
     ground: Callable[[int], Ground]            # of a seed
     options: dict[str, Any]                    # of every Run
+    reading: dict[str, Any]                    # of the zoo
+    named: dict[str, str]                      # the user's actors, when all of them have names
     settings: dict[str, Any]                   # what must not change while the folder is in use
     command: str
     updates: dict[str, int | None] = dataclasses.field(default_factory=dict)     # by contestant; None: could not be timed
@@ -101,6 +104,8 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
     if given["data"] and not (given["teacher"] and given["student"]):
         raise Refused("data of your own need a teacher and a student of your own",
                       "add --teacher and --student (`stillroom teach` makes a teacher), or leave out --data to use the digits")
+    if given["data"] and regime != "few":
+        raise Refused(f"regime {regime!r} is one of the digits arena", "leave it out: your data are what they are")
     unit, amount = parse_budget(budget)
     contestants = _contestants(methods, shared)
     for c in contestants:
@@ -114,6 +119,7 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
                   "fields": {c.name: c.fields(10**6) for c in contestants}}
     return Plan(
         contestants=contestants, seeds=list(range(seeds)), budget=(unit, amount), batch=batch, out=out, settings=unchanging,
+        reading=reading, named=dict(given) if all(isinstance(v, str) and v for v in given.values()) else {},
         ground=lru_cache(maxsize=1)(lambda seed: ground(given, regime, seed, reading)),
         options={k: v for k, v in options.items() if k not in READING},
         command=_command(methods, given, words, out))
@@ -206,7 +212,7 @@ def assignments(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _value(where: str, text: str, field: recipe.Field) -> Any:
+def _value(where: str, text: str, field: Field) -> Any:
     """A field's value from its text, of the field's type. Raises `Refused`."""
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
@@ -248,7 +254,7 @@ def budgets(plan: Plan) -> None:
                 plan.timed[c.name] = _update_seconds(plan, c, min(1.0, amount / 20))
             except Exception as error:                               # it fails in its own row, not for all
                 plan.timed[c.name] = f"{type(error).__name__}: {error}"
-        took = plan.timed.get(c.name)
+        took = plan.timed.get(c.name, 0.0)
         plan.updates[c.name] = int(amount) if unit == "steps" else None if isinstance(took, str) else max(1, int(amount / took))
     _keep(plan)
 

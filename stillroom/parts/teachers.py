@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
+
+from stillroom.errors import Refused
 
 
 class Teacher(Module):
@@ -108,3 +111,43 @@ class Ensemble(Module):
         """log Σ_k w_k softmax(z_k / T), [batch, classes]. A softmax of it gives the mean probabilities back."""
         logs = torch.stack([(m(x) / temperature).log_softmax(-1) for m in self.models])
         return torch.logsumexp(logs + self.weights.log().view(-1, 1, 1), 0)
+
+
+class Experts:
+    """The ways that networks went while they learnt: of each its weights [weights] at the start and after every epoch."""
+
+    def __init__(self, paths: Sequence[Sequence[Tensor]]):
+        if not paths or any(len(path) < 2 for path in paths):
+            raise Refused("an expert needs its weights at two moments or more", "teach experts for an epoch at least")
+        self.paths = [list(path) for path in paths]
+
+    def segment(self, span: int, before: int) -> tuple[Tensor, Tensor]:
+        """Weights of a random expert at an epoch up to `before`, drawn evenly, and `span` epochs later (as far as it went)."""
+        path = self.paths[int(torch.randint(len(self.paths), ()))]
+        span = min(span, len(path) - 1)
+        start = int(torch.randint(min(before, len(path) - 1 - span) + 1, ()))
+        return path[start], path[start + span]
+
+    def last(self) -> Tensor:
+        """Weights of the first expert at its end."""
+        return self.paths[0][-1]
+
+    def save(self, file: str | Path) -> None:
+        """Write all of them to one safetensors file, "expert.epoch" → weights."""
+        from safetensors.torch import save_file
+
+        save_file({f"{i}.{j}": w for i, path in enumerate(self.paths) for j, w in enumerate(path)}, file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Experts":
+        """Read what `save` wrote. Raises `Refused` when the file is something else."""
+        from safetensors.torch import load_file
+
+        found: dict[int, dict[int, Tensor]] = {}
+        try:
+            for name, weights in load_file(file).items():
+                i, j = map(int, name.split("."))
+                found.setdefault(i, {})[j] = weights
+        except Exception as error:
+            raise Refused(f"{file} holds no experts ({type(error).__name__})", "write them with Experts.save") from error
+        return cls([[path[j] for j in sorted(path)] for _, path in sorted(found.items())])

@@ -84,7 +84,8 @@ def _head(result: dict[str, Any]) -> str:
     if gain:
         sure = "" if gain["low"] is None else f", 95 % interval {words.percent(gain['low'])} to {words.percent(gain['high'])}"
         cards.append((words.points(gain["difference"]), "", f"percentage points beside the student alone{sure}"))
-    cards.append((*words.bytes_(mine["bytes"]).split(" "),
+    size, unit = words.bytes_(mine["bytes"]).split(" ")
+    cards.append((size, unit,
                   f"on disk, {mine['parameters']:,} parameters; the teacher has {words.bytes_(teacher['bytes'])}"))
     cards.append((words.number(mine["p50_1"]), "ms", f"for one image; the teacher needs {words.number(teacher['p50_1'])} ms"))
     return head + '<div class="figures">' + "".join(
@@ -260,7 +261,7 @@ def _settings(result: dict[str, Any]) -> str:
 def _fields(result: dict[str, Any], name: str) -> str:
     """A contestant's fields: value, the paper's, who set it, meaning."""
     row = _row(result, name)
-    ran = next((c["fields"] for c in result["cells"] if c["contestant"] == name and "fields" in c), {})
+    ran: dict[str, Any] = next((c["fields"] for c in result["cells"] if c["contestant"] == name and "fields" in c), {})
     tuned = (result["tuning"].get("chosen") or {}) if row["role"] == "tuned" else {}
     rows = []
     for field, known in row["fields"].items():
@@ -293,9 +294,9 @@ def _tuning(result: dict[str, Any]) -> str:
     head = "".join(f'<th scope="col">temperature {t:g}</th>' for t in temperatures)
     what = f"Chosen: alpha {chosen['alpha']:g}, temperature {chosen['temperature']:g}." if chosen else "No trial reached its end."
     said = (f"Share of the teacher in the loss (alpha) and temperature, with the same budget as every run: "
-            f"{words.count(len(tuning['trials']), 'trial')} on seed {tuning['seed']}, {words.seconds(tuning['seconds'])} of training "
-            "in all. What is right most often on the validation images, in percent below, ran on all seeds; equals are told apart "
-            f"by the validation loss. {what}")
+            f"{words.count(len(tuning['trials']), 'trial')} on seed {tuning['seed']}, {words.seconds(tuning['seconds'])} of "
+            "training in all, judged by the validation images, in percent below. Of what comes within one standard error of the "
+            f"best ({words.percent(tuning['slack'])} points) the smallest validation loss ran on all seeds. {what}")
     return (f'<h3>How plain KD was tuned</h3><p>{text(said)}</p><div class="scroll"><table class="grid"><thead><tr><th></th>'
             f"{head}</tr></thead><tbody>{body}</tbody></table></div>")
 

@@ -186,8 +186,9 @@ def calibration(result: dict[str, Any]) -> str:
 def history(lines: list[dict[str, Any]], names: list[str], title: str) -> str:
     """Scalars of one run's log along its updates; its loops one after the other."""
     figure, axes = _figure()
-    said, begun, ends = [], {}, {}
-    places = []
+    said, places = [], []
+    begun: dict[str, int] = {}
+    ends: dict[str, int] = {}
     for line in lines:
         begun.setdefault(line["loop"], sum(ends.values()))
         ends[line["loop"]] = line["step"] + 1

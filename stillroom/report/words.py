@@ -43,11 +43,11 @@ def interval(pair: dict[str, Any] | None) -> str:
 
 
 def verdict(pair: dict[str, Any] | None) -> str:
-    """What an interval says: "ahead", "behind", "within noise", "one seed", "equal", "no spread"."""
+    """What an interval says: "ahead", "behind", "within noise", "one seed", "equal", "same each seed"."""
     if pair is None:
         return ""
     if pair["low"] is None:
-        return "one seed" if pair["n"] == 1 else "no spread"
+        return "one seed" if pair["n"] == 1 else "same each seed"
     if pair["low"] == pair["high"] == 0:
         return "equal"
     return "ahead" if pair["low"] > 0 else "behind" if pair["high"] < 0 else "within noise"
@@ -90,32 +90,39 @@ def count(n: int, one: str, many: str = "") -> str:
 
 def headline(result: dict[str, Any]) -> str:
     """One sentence: who won, by how much, and whether chance could do it."""
-    by = {row["name"]: row for row in result["ranking"]}
-    if not result["winner"]:
+    best = next((r for r in result["ranking"] if r["name"] == result["winner"]), None)
+    if not best:
         left = sum(c["status"] == "missing" for c in result["cells"])
         return f"Not finished: {count(left, 'run')} still to do." if left else "No contestant finished all its runs."
-    best = by[result["winner"]]
-    share = f"{percent(best['accuracy']['mean'])} % of test images right"
+    share, label, alone = f"{percent(best['accuracy']['mean'])} % of test images right", best["label"], best["vs_alone"]
     if best["role"] == "alone":
         return f"No gain here: nothing beats the student alone, {share}."
-    alone, tuned = best["vs_alone"], best["vs_tuned"]
     if alone is None:
-        return f"{best['label']} is best: {share}."
-    gain = f"{points(abs(alone['difference']))[1:] if alone['difference'] else '0.0'} points"
-    state = verdict(alone)
-    if state in ("one seed", "no spread"):
-        why = {"one seed": "one seed cannot say", "no spread": "without spread over seeds nobody can say"}[state]
-        return f"{best['label']} leads with {share}, {gain} above the student alone; {why} whether that is chance."
+        return f"{label} is best: {share}."
+    gain, state = f"{percent(alone['difference'])} points", verdict(alone)
+    if state in ("one seed", "same each seed"):
+        why = {"one seed": "one seed cannot say", "same each seed": "without spread over seeds nobody can say"}[state]
+        return f"{label} leads with {share}, {gain} above the student alone; {why} whether that is chance."
     if state != "ahead":
-        return (f"No gain that {count(alone['n'], 'seed')} can show: {best['label']} leads the student alone by {gain}, "
-                "which is within noise.")
-    text = f"{best['label']} is best: {share}, {gain} above the student alone"
+        seeds = count(alone["n"], "seed")
+        return f"No gain that {seeds} can show: {label} leads the student alone by {gain}, which is within noise."
+    level = [r["label"] for r in result["ranking"] if r["complete"] and best["accuracy"]["mean"] - r["accuracy"]["mean"] < 1e-6]
+    who = f"{label} is best" if len(level) == 1 else f"{', '.join(level[:-1])} and {level[-1]} share the lead"
+    return f"{who}: {share}, {gain} above the student alone{_beside_tuned(best, len(level))}."
+
+
+def _beside_tuned(best: dict[str, Any], level: int) -> str:
+    """The end of the headline: what the best is beside plain KD with its weight tuned."""
+    pair = best["vs_tuned"]
     if best["role"] == "tuned":
-        return text + "; no other method does better than plain KD with its weight tuned."
-    lead = f"{points(abs(tuned['difference']))[1:] if tuned and tuned['difference'] else '0.0'} points"
-    return text + {"ahead": f" and {lead} above plain KD with its weight tuned.",
-                   "equal": ", exactly as plain KD with its weight tuned."}.get(
-        verdict(tuned), f"; its lead of {lead} on plain KD with its weight tuned is within noise." if tuned else ".")
+        return "; no other method does better than plain KD with its weight tuned" if level == 1 else ""
+    if pair is None:
+        return ""
+    lead, kd = f"{percent(pair['difference'])} points", "plain KD with its weight tuned"
+    whose = "its" if level == 1 else "the"
+    return {"ahead": f" and {lead} above {kd}", "equal": f", exactly as {kd}",
+            "within noise": f"; {whose} lead of {lead} on {kd} is within noise"}.get(
+                verdict(pair), f"; {lead} above {kd}, without a spread that could tell chance")
 
 
 def costs(result: dict[str, Any]) -> str:

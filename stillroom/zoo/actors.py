@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillroom.errors import Refused
 from stillroom.zoo import arrays
-from stillroom.zoo.data import data, splits
+from stillroom.zoo.data import data
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.models import model
 from stillroom.zoo.specs import near, parse
@@ -95,6 +95,3 @@ def _value(kind: str, spec: str) -> Any:
     if type(value).__name__ != kind and not (kind == "float" and isinstance(value, int)):
         raise Refused(f"{spec!r} is no {kind}", f"give a {kind}")
     return float(value) if kind == "float" else value
-
-
-__all__ = ["actor", "data", "env", "model", "splits"]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
@@ -42,7 +41,8 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
             raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not",
                           near(strange[0], classes, "their classes"))
         targets = [classes.index(names[t]) if t != UNLABELLED else t for t in targets]
-    seen, good = images.whole([str(f) for f in files], skip, str(root), [str(f.relative_to(root)) for f in files])
+    seen, good = images.whole([str(f) for f in files], sum(f.stat().st_size for f in files), skip, str(root),
+                              lambda i: files[i].relative_to(root).as_posix())
     shape = images.settle([seen[i] for i in good], size, channels, str(root))
     y = torch.tensor(targets)[good]
     for number, name in enumerate(names if classes is None else []):
@@ -50,7 +50,7 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
             raise Refused(f"{root} has no image that can be read for the class {name!r}",
                           "repair its images, or remove its folder")
     content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest) for i in good])
-    return Lazy(partial(_from_files, [str(files[i]) for i in good], shape), y, names if classes is None else classes, root.name,
+    return Lazy(partial(images.read, [str(files[i]) for i in good], shape), y, names if classes is None else classes, root.name,
                 shape, content, left_out=len(files) - len(good))
 
 
@@ -77,7 +77,3 @@ def _listed(root: Path) -> tuple[list[Path], list[int], list[str]]:
 def _below(folder: Path, deep: bool = True) -> list[Path]:
     found = folder.rglob("*") if deep else folder.iterdir()
     return sorted(p for p in found if p.suffix.lower() in images.SUFFIXES and not p.name.startswith(".") and p.is_file())
-
-
-def _from_files(files: list[str], shape: tuple[int, int, int], i: int) -> Tensor:
-    return images.decode(files[i], shape)

@@ -71,7 +71,8 @@ def _filled(name: str, state: dict[str, Tensor], extra: dict[str, Any]) -> tuple
     with torch.device("meta"):
         head = f"{_head(models.get_model(name, weights=None, **extra))[0]}.weight"
     if head not in state:
-        raise Refused(f"the weights are not those of torchvision:{name}: they have no {head}", "name the network they were trained with")
+        raise Refused(f"the weights are not those of torchvision:{name}: they have no {head}",
+                      "name the network they were trained with")
     trained = state[head].shape[0]
     net = models.get_model(name, weights=None, num_classes=trained, **extra)
     if "image_size" in extra:

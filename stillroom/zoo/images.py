@@ -1,7 +1,7 @@
 """Pictures, wherever they lie: looked through before they are used, then decoded when they are asked for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
@@ -34,11 +34,17 @@ class Seen(NamedTuple):
     wrong: str
 
 
-def look(sources: Sequence[Source]) -> list[Seen]:
-    """Look at every picture: decoded in full when they are few, else its head and its end."""
-    total = sum(len(s) if isinstance(s, bytes) else os.path.getsize(s) for s in sources)
+def look(sources: Sequence[Source], size: int) -> list[Seen]:
+    """Look at every picture, `size` bytes of them: decoded in full when that is little, else its head and its end."""
+    numbers = range(len(sources))
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda s: _look(s, total <= DECODED), sources, chunksize=64))
+        return [seen for start in numbers[::4096] for seen in
+                pool.map(lambda i: _look(sources[i], size <= DECODED), numbers[start : start + 4096])]
+
+
+def read(sources: Sequence[Source], shape: tuple[int, int, int], i: int) -> Tensor:
+    """One of many pictures, decoded."""
+    return decode(sources[i], shape)
 
 
 def decode(source: Source, shape: tuple[int, int, int]) -> Tensor:
@@ -57,7 +63,7 @@ def decode(source: Source, shape: tuple[int, int, int]) -> Tensor:
         raise Refused(f"{_name(source)} cannot be read ({error})",
                       "repair or remove it, or leave such images out: skip_corrupt") from error
     array = np.asarray(fitted, dtype=np.uint8)
-    return torch.from_numpy(array.reshape(height, width, channels if channels != 1 else 1).copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(array.reshape(height, width, channels).copy()).permute(2, 0, 1).float() / 255
 
 
 def fit(x: Tensor, size: tuple[int, int] | None, channels: int | None) -> Tensor:
@@ -91,10 +97,11 @@ def settle(seen: Sequence[Seen], size: tuple[int, int] | None, channels: int | N
     return (channels or (1 if all(s.grey for s in seen) else 3), *(size or next(iter(sizes))))
 
 
-def whole(sources: list[Source], skip: bool, name: str, names: Sequence[str]) -> tuple[list[Seen], list[int]]:
+def whole(sources: Sequence[Source], size: int, skip: bool, name: str,
+          names: Callable[[int], str]) -> tuple[list[Seen], list[int]]:
     """What was seen, and the numbers of those that can be used. Raises `Refused` naming those that cannot, unless `skip`."""
-    seen = look(sources)
-    bad = [f"{names[i]} ({s.wrong})" for i, s in enumerate(seen) if s.wrong]
+    seen = look(sources, size)
+    bad = [f"{names(i)} ({s.wrong})" for i, s in enumerate(seen) if s.wrong]
     if bad and not skip:
         some = "; ".join(bad[:5]) + (f"; … {len(bad) - 5} more" if bad[5:] else "")
         raise Refused(f"{len(bad)} of {len(seen)} images of {name} cannot be read: {some}",
@@ -106,8 +113,11 @@ def whole(sources: list[Source], skip: bool, name: str, names: Sequence[str]) ->
 
 
 def _look(source: Source, fully: bool) -> Seen:
-    length = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-    head, tail = _edges(source, length)
+    try:
+        length = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        head, tail = _edges(source, length)
+    except OSError as error:
+        return Seen((0, 0), False, b"", error.strerror or "cannot be opened")
     digest = blake2b(head + tail + str(length).encode(), digest_size=8).digest()
     if not length:
         return Seen((0, 0), False, digest, "empty")

@@ -1,6 +1,7 @@
 """Tables of the `datasets` library: a name of the hub, a folder, or a parquet, jsonl, csv or arrow file."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
             found[word] = partial(_rows, part, asked, options, size, channels, skip, word)
     if len(parts) == 1:
         return {"all": partial(_rows, next(iter(parts.values())), asked, options, size, channels, skip, "")}
+    if not found:
+        raise Refused(f"{asked} has the splits {', '.join(parts)}", "call them train, valid and test")
     return found
 
 
@@ -82,13 +85,12 @@ def _rows(table: Any, asked: Spec, options: dict[str, Any], size: Any, channels:
     if not _holds_files(table.features[picture]):
         x = arrays.scaled(_numbers(table, picture, asked), options["scale"], "", str(asked))
         return Arrays(images.fit(x, size, channels) if x.ndim == 4 else x, targets, classes, name)
-    raw = table.cast_column(picture, package("datasets").Image(decode=False))
-    sources = [row["bytes"] if row["bytes"] is not None else row["path"] for row in raw[picture]]
-    seen, good = images.whole(sources, skip, name, [f"row {i}" for i in range(len(sources))])
+    files = _Files(table.cast_column(picture, package("datasets").Image(decode=False)), picture)
+    seen, good = images.whole(files, table.data.nbytes, skip, name, lambda i: f"row {i}")
     shape = images.settle([seen[i] for i in good], size, channels, name)
     content = repr([seen[i].digest for i in good])
-    return Lazy(partial(_from_table, raw, picture, shape), targets[good], classes, name, shape, content,
-                index=torch.tensor(good), left_out=len(sources) - len(good))
+    return Lazy(partial(images.read, files, shape), targets[good], classes, name, shape, content,
+                index=torch.tensor(good), left_out=len(files) - len(good))
 
 
 def _holds_files(feature: Any) -> bool:
@@ -97,9 +99,18 @@ def _holds_files(feature: Any) -> bool:
     return pair or type(feature).__name__ == "Image" or getattr(feature, "dtype", "") == "binary"
 
 
-def _from_table(raw: Any, column: str, shape: tuple[int, int, int], i: int) -> Tensor:
-    row = raw[i][column]
-    return images.decode(row["bytes"] if row["bytes"] is not None else row["path"], shape)
+class _Files(Sequence):
+    """The image files in a column of a table, read one by one: bytes, or the path of a file."""
+
+    def __init__(self, table: Any, column: str):
+        self.table, self.column = table, column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, i: Any) -> images.Source:
+        file = self.table[i][self.column] or {"bytes": b""}         # a row may have none
+        return file["path"] if file["bytes"] is None else file["bytes"]
 
 
 def _texts(table: Any, column: str, targets: Tensor, classes: list[str], name: str, options: dict[str, Any], asked: Spec) -> Lazy:

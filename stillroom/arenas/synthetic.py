@@ -1,0 +1,50 @@
+"""Small real images to be distilled into a few, and fresh networks to be taught by them."""
+
+from functools import lru_cache
+
+import torch
+
+from stillroom.arenas.cast import Cast
+from stillroom.arenas.digits import digits
+from stillroom.batches import whole
+from stillroom.measure.synthetic import some_of_each, teaches
+from stillroom.models.convnet import ConvNet
+
+RATES = (0.01, 0.03, 0.1)      # for real images there is no learnt rate: they get the best of these on the validation images
+VIEWS = "crop_scale_rotate"    # kinds of augmentation that leave a digit what it is
+
+
+def synthetic(seed: int = 0, per_class: int = 1) -> Cast:
+    """Handwritten digits with every label, a small ConvNet, and what it learns from few images: made ones, real ones, all."""
+    ground = digits("clean", seed)
+
+    def judge(pixels, labels, rate, test=ground.test, steps=100, nets=3):
+        return teaches(pixels, labels, float(rate), model=_net(), test=test, steps=steps, nets=nets, augment=VIEWS, seed=seed)[0]
+
+    return Cast({"model": _net(), "data": ground.actors["data"]}, data="scikit-learn digits, clean", teaches=judge,
+                real=lambda: _real(seed, per_class), everything=lambda: _everything(seed))
+
+
+def _net() -> ConvNet:
+    torch.manual_seed(0)
+    return ConvNet(channels=1, size=8, width=16, depth=2)
+
+
+@lru_cache(maxsize=4)
+def _real(seed: int, per_class: int) -> float:
+    """As many real images, drawn at random: the best of five draws, each with the rate that is best on the validation images."""
+    ground, cast = digits("clean", seed), synthetic(seed, per_class)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(5):
+        x, y = some_of_each(ground.actors["data"], per_class)
+        best = max(RATES, key=lambda rate: cast.teaches(x, y, rate, test=ground.valid, nets=1))
+        found.append(cast.teaches(x, y, best))
+    return max(found)
+
+
+@lru_cache(maxsize=4)
+def _everything(seed: int) -> float:
+    """All real training images, as a measure of what was lost."""
+    cast = synthetic(seed)
+    return cast.teaches(*whole(cast.actors["data"]), 0.03, steps=300, nets=1)

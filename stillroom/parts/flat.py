@@ -1,0 +1,33 @@
+"""A network's weights as one vector: for methods that differentiate through them, compare them, or walk along them."""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import Module
+
+
+def flatten(model: Module) -> Tensor:
+    """All parameters in order, copied into one vector [weights]."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def flat_call(model: Module, weights: Tensor, *inputs) -> Tensor:
+    """What `model` says with `weights` [weights] in the place of its own, which stay as they are; differentiable in both.
+
+    Raises `ValueError` when the vector is of another length. Buffers are the model's own: use nets without batch statistics.
+    """
+    own = dict(model.named_parameters())
+    sizes = [p.numel() for p in own.values()]
+    if weights.numel() != sum(sizes):
+        raise ValueError(f"{weights.numel()} weights for a network of {sum(sizes)}")
+    parts = (part.view_as(p) for part, p in zip(weights.split(sizes), own.values(), strict=True))
+    return functional_call(model, dict(zip(own, parts, strict=True)), inputs)
+
+
+def fresh(model: Module) -> Module:
+    """The same network with newly drawn weights, in place: every layer by its own initialisation."""
+    for module in model.modules():
+        draw = getattr(module, "reset_parameters", None)
+        if callable(draw):
+            draw()
+    return model

@@ -1,0 +1,174 @@
+"""TESLA: its gradient is that of matching with the inner weights held still, step by step, in memory that does not grow."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stillroom import Run
+from stillroom.errors import Refused
+from stillroom.models.convnet import ConvNet
+from stillroom.parts import siamese
+from stillroom.parts.flat import flat_call, flatten
+from stillroom.parts.teachers import Experts
+from stillroom.recipes.dataset.tesla import TESLA
+
+torch.manual_seed(0)
+NET = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+START, END = flatten(NET), flatten(NET) + 0.3 * torch.randn(53).double()
+X, Y, RATE = torch.randn(4, 1, 2, 3).double(), torch.tensor([0, 1, 2, 0]), 0.4
+
+
+def step(weights, x, graph):
+    """∇_weights of the inner loss, with a graph back to the images and the weights."""
+    return torch.autograd.grad(F.cross_entropy(flat_call(NET, weights, x), Y), weights, create_graph=graph)[0]
+
+
+def by_autograd(inner, still):
+    """Gradients in pixels and rate of ‖θ_N − θ*‖²/‖θ_0 − θ*‖² through the whole walk, or with the inner weights held `still`."""
+    x, rate = X.clone().requires_grad_(), torch.tensor(RATE).double().requires_grad_()
+    weights = reached = START.clone().requires_grad_()
+    for _ in range(inner):
+        g = step(weights, x, graph=True)
+        reached = reached - rate * g
+        weights = (weights - RATE * g).detach().requires_grad_() if still else weights - rate * g
+    loss = ((reached if still else weights) - END).square().sum() / (START - END).square().sum()
+    return torch.autograd.grad(loss, (x, rate))
+
+
+def by_tesla(inner, monkeypatch):
+    """Gradients that the recipe itself hands to its two optimisers in one step."""
+    from stillroom.recipes.dataset import tesla
+
+    seen = {}
+
+    class Watched(Run):
+        def update(self, opt, **terms):
+            if terms:
+                seen["rate"] = torch.autograd.grad(terms["match"], opt.params, retain_graph=True)[0]
+            else:
+                seen["pixels"] = opt.params[0].grad.clone()
+            return super().update(opt, **terms)
+
+    monkeypatch.setattr(tesla, "some_of_each", lambda data, per_class: (X.clone(), Y))
+    monkeypatch.setattr(torch, "randperm", torch.arange)      # the order of the images in a draw; all of them are in each
+    method = TESLA(inner=inner, inner_rate=RATE, augment="", steps=1, span=1, before=0)
+    method(Watched(), model=NET, data=torch.utils.data.TensorDataset(X, Y), experts=Experts([[START, END]]))
+    return seen["pixels"], seen["rate"]
+
+
+def close(a, b, tolerance=1e-7):      # the rate itself is a float32 leaf
+    return torch.allclose(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
+
+
+@pytest.mark.parametrize("inner", [1, 2, 5])
+def test_its_gradient_is_that_of_matching_with_the_inner_weights_held_still(inner, monkeypatch):
+    ours, theirs = by_tesla(inner, monkeypatch), by_autograd(inner, still=True)
+    assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_it_is_not_the_gradient_through_the_whole_walk_but_points_its_way(monkeypatch):
+    (ours, _), (whole, _) = by_tesla(5, monkeypatch), by_autograd(5, still=False)
+    assert (ours - whole).norm() / whole.norm() > 0.05
+    assert F.cosine_similarity(ours.flatten(), whole.flatten(), 0) > 0.5
+
+
+def test_both_are_one_when_there_is_one_inner_step(monkeypatch):
+    assert all(close(a, b) for a, b in zip(by_tesla(1, monkeypatch), by_autograd(1, still=False), strict=True))
+
+
+def test_both_are_one_when_the_loss_is_linear_in_the_weights():
+    """Then the inner gradient does not depend on the weights, and holding them still changes nothing."""
+    x, rate, w0, goal = (torch.randn(3, 4).double().requires_grad_(), 0.3, torch.randn(4).double(), torch.randn(4).double())
+
+    def walk(still):
+        weights, reached = w0.clone().requires_grad_(), w0
+        for _ in range(4):
+            g = torch.autograd.grad((x.square() @ weights).sum(), weights, create_graph=True)[0]
+            reached = reached - rate * g
+            weights = (weights - rate * g).detach().requires_grad_() if still else weights - rate * g
+        return torch.autograd.grad((reached - goal).square().sum() if still else (weights - goal).square().sum(), x)[0]
+    assert torch.allclose(walk(True), walk(False), atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_inner_steps(monkeypatch):
+    """Graphs alive at a time: counted as the weights that still have a history."""
+    alive = []
+
+    def gradient(self, *args, **named):
+        import gc
+        alive.append(sum(isinstance(o, torch.Tensor) and o.requires_grad and o.grad_fn is not None for o in gc.get_objects()))
+        return plain(self, *args, **named)
+    plain = TESLA.gradient
+    monkeypatch.setattr(TESLA, "gradient", gradient)
+    peaks = {}
+    for inner in (2, 12):
+        alive.clear()
+        TESLA(inner=inner, augment="", steps=1, span=1, before=0, per_class=1)(
+            Run(), model=copy.deepcopy(NET), data=torch.utils.data.TensorDataset(X, Y), experts=Experts([[START, END]]))
+        peaks[inner] = max(alive)
+    assert peaks[12] <= peaks[2]
+
+
+def test_images_are_drawn_without_replacement_until_all_had_their_turn():
+    drawn = TESLA(inner=7, inner_batch=4).draws(10)
+    assert [len(d) for d in drawn] == [4, 4, 2, 4, 4, 2, 4]
+    assert sorted(torch.cat(drawn[:3]).tolist()) == list(range(10)) == sorted(torch.cat(drawn[3:6]).tolist())
+    assert [len(d) for d in TESLA(inner=3, inner_batch=50).draws(10)] == [10, 10, 10]
+
+
+def test_soft_labels_are_what_the_expert_says():
+    method = TESLA(soft=True, inner=1, augment="", steps=1, span=1, before=0, per_class=1)
+    pixels, labels, _ = method(Run(), model=copy.deepcopy(NET), data=torch.utils.data.TensorDataset(X, Y),
+                               experts=Experts([[START, END]]))
+    assert torch.allclose(labels, flat_call(NET, END, pixels).softmax(-1))
+    assert torch.allclose(labels.sum(-1), torch.ones(3).double())
+
+
+def test_experts_are_taught_in_the_recipe_with_a_snapshot_after_every_epoch():
+    net, data = ConvNet(3, 1, 8, width=4, depth=1), torch.utils.data.TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
+    method = TESLA(experts=2, epoch=3, steps_expert=7, batch_expert=6, lr_expert=0.1, augment="crop")
+    with Run() as run:
+        found = method.teach(run, net, data)
+    assert [len(path) for path in found.paths] == [4, 4]           # at 0, 3, 6 and 7 updates
+    assert not torch.equal(found.paths[0][0], found.paths[1][0]) and not torch.equal(found.paths[0][0], found.paths[0][1])
+
+
+def test_segments_start_and_end_where_they_may(tmp_path):
+    experts = Experts([[torch.full((2,), 10.0 * i + j) for j in range(6)] for i in range(3)])
+    seen = {tuple(w[0].item() for w in experts.segment(2, 2)) for _ in range(300)}
+    assert seen == {(10.0 * i + t, 10.0 * i + t + 2) for i in range(3) for t in range(3)}
+    short = Experts([[torch.zeros(1), torch.ones(1)]])
+    assert [w.item() for w in short.segment(5, 20)] == [0.0, 1.0]
+    experts.save(tmp_path / "experts.safetensors")
+    again = Experts.load(tmp_path / "experts.safetensors")
+    assert all(torch.equal(a, b) for p, q in zip(experts.paths, again.paths, strict=True) for a, b in zip(p, q, strict=True))
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(Refused, match="no experts"):
+        Experts.load(tmp_path / "other")
+    with pytest.raises(Refused, match="two moments"):
+        Experts([[torch.zeros(1)]])
+
+
+def test_it_refuses_to_be_split_before_an_expert_is_taught():
+    with pytest.raises(Refused, match="accumulate"):
+        TESLA()(Run(accumulate=2), model=NET, data=torch.utils.data.TensorDataset(X, Y))
+
+
+def test_its_views_are_the_same_when_they_are_walked_again(monkeypatch):
+    seen, plain = [], siamese.augment
+    monkeypatch.setattr(siamese, "augment", lambda x, v: seen.append(plain(x.detach(), v)) or plain(x, v))
+    net = ConvNet(3, 1, 8, width=4, depth=1)
+    TESLA(inner=3, steps=1, span=1, before=0, per_class=1, augment="crop_rotate_scale")(
+        Run(), model=net, data=torch.utils.data.TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3),
+        experts=Experts([[flatten(net), flatten(net) + 0.1]]))
+    assert len(seen) == 6 and all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+
+
+def test_the_paper_s_numbers_are_the_defaults():
+    d = {f.name: f.default for f in dataclasses.fields(TESLA)}
+    assert (d["inner"], d["span"], d["before"], d["lr"], d["lr_rate"]) == (30, 2, 20, 100.0, 1e-5)
+    assert (d["experts"], d["lr_expert"], d["steps_expert"] // d["epoch"]) == (100, 0.01, 50)
