@@ -4,21 +4,22 @@ PYTHON ?= python3
 export PYTHONDONTWRITEBYTECODE :=
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 TORCH := 2.13.0
 
 .PHONY: demo test lint types fast proofs docs lock clean
 
 demo: .venv/ready  ## train the teacher, compare five ways over three seeds, write the report, export the winner
-	$(BIN)/stillroom compare kd nkd_uskd dho ssld --seeds 3 --budget 600 --out demo
+	$(BIN)/stillroom compare kd nkd_uskd dho:lr=0.01 ssld --seeds 3 --budget 600 --out demo
 	$(BIN)/stillroom export demo/winner --onnx
 	@echo "The report: demo/report.html"
 
 test: .venv/dev lint types  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 fast: .venv/dev  ## the tests that need no whole trial
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -38,22 +38,16 @@ def main(words: Sequence[str] | None = None) -> int:
         return _say(f"stillroom: diverged: {error}", DIVERGED)
     except KeyboardInterrupt as stop:
         return _say(f"stillroom: stopped{f': {stop}' if str(stop) else ''}".replace("stopped: stopped", "stopped"), STOPPED)
-    except (MemoryError, RuntimeError) as error:
-        if not _memory(error):
-            raise
-        return _say(f"stillroom: out of memory: {str(error).splitlines()[0] if str(error) else 'nothing is left'}\n"
-                    "  → a smaller --batch, or --accumulate 2 (the same update in halves), or --precision bf16; "
-                    "`stillroom plan` says what is needed", REFUSED)
     except BrokenPipeError:                      # `stillroom list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        return _say(f"stillroom: cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}\n"
-                    "  → make room, or name another folder; what was saved before is whole: stillroom run --resume", REFUSED)
     except SystemExit as done:                   # the parser has said why
         return done.code if isinstance(done.code, int) else FINE if done.code is None else _say(str(done.code), REFUSED)
+    except (MemoryError, OSError, RuntimeError) as error:
+        remedy = _short(error)
+        if not remedy:
+            raise
+        return _say(f"stillroom: {remedy}", REFUSED)
 
 
 def commands() -> dict[str, str]:
@@ -97,9 +91,18 @@ def usage() -> str:
             "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
 
 
-def _memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short: Python's own, CUDA's, or that of torch's allocator on the CPU."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def _short(error: BaseException) -> str:
+    """What to say when disk or memory ran out, by an error or by what lay behind it; empty for anything else."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in DISK:
+            return (f"cannot write{f' {behind.filename}' if behind.filename else ''}: {behind.strerror}\n"
+                    "  → make room, or name another folder; what was saved before is whole: stillroom run --resume")
+        behind = behind.__context__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return (f"out of memory: {(str(error) or 'nothing is left').splitlines()[0]}\n"
+                "  → a smaller --batch, or --accumulate 2 (the same update in halves), or --precision bf16")
+    return ""
 
 
 def _say(text: str, code: int) -> int:

@@ -23,11 +23,12 @@ from torch.utils.data import Subset
 
 from stillroom import recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
-from stillroom.arenas.alone import Alone, labelled
+from stillroom.arenas.alone import Alone
 from stillroom.batches import to_device, whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.measure.cost import resting, samples
+from stillroom.parts.pairs import by_label
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
@@ -123,7 +124,7 @@ def judges(job: Job) -> dict[str, Callable[[dict[str, Any]], float]]:
     if names and not _labels(job.valid):
         raise Refused(f"--watch needs a validation split with labels; {job.words} has none", "leave --watch out")
     known = {"accuracy": accuracy, "loss": loss}
-    return {name: partial(_watched, known[name], labelled(job.valid)) for name in names}
+    return {name: partial(_watched, known[name], by_label(job.valid)[0]) for name in names}
 
 
 def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[str, Any]) -> float:
@@ -132,7 +133,7 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
 
 def _labels(data: Any) -> int:
     """How many samples have a label."""
-    known: Any = labelled(data) if data is not None and len(data) else []
+    known: Any = by_label(data)[0] if data is not None and len(data) else []
     return len(known)
 
 

@@ -66,8 +66,9 @@ class Run:
     ):
         if precision not in PRECISIONS:
             raise Refused(f"precision {precision!r} is unknown", f"one of {', '.join(PRECISIONS)}")
-        if accumulate < 1:
-            raise Refused(f"accumulate={accumulate}", "a whole number from 1")
+        for name, number, least in (("accumulate", accumulate, 1), ("every", every, 1), ("workers", workers, 0)):
+            if number < least:
+                raise Refused(f"{name}={number}", f"a whole number from {least}")
         self.folder = Path(folder) if folder else None
         self.seed, self.precision, self.accumulate, self.compile = seed, precision, accumulate, compile
         self.device = _device(device)

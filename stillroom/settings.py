@@ -51,8 +51,23 @@ class Settings:
 
 
 def signature(name: str) -> tuple[list[Field], list[Field]]:
-    """Actors and fields of a recipe, or of `teach`. Raises `Refused` for an unknown name."""
-    return (ALONE_ACTORS, ALONE_FIELDS) if name == ALONE else (recipe.actors(name), recipe.fields(name))
+    """Actors and fields of a recipe, or of `teach`. An actor that may be left out and that no word can name (such as expert
+    trajectories) is only for Python, and is not among them. Raises `Refused` for an unknown recipe."""
+    if name == ALONE:
+        return ALONE_ACTORS, ALONE_FIELDS
+    return [a for a in recipe.actors(name) if a.default is ... or _nameable(a.type)], recipe.fields(name)
+
+
+def options(name: str) -> list[Field]:
+    """The options that a recipe leaves: a word that is one of its fields means the field."""
+    taken = {f.name for part in signature(name) for f in part}
+    return [f for f in OPTIONS if f.name not in taken]
+
+
+def _nameable(kind: str) -> bool:
+    """Whether `zoo.actor` knows what a word means for this annotation."""
+    known = ("Module", "Dataset", "Env", "Tensor", "Callable")
+    return kind in ("int", "float", "bool", "str") or any(word in kind for word in known)
 
 
 def defaults(name: str) -> Settings:
@@ -79,14 +94,15 @@ def parse(name: str, words: Sequence[str], *, command: str, about: str,
     groups: dict[str, Any] = {
         "actors": _group("actors", specs, {}, "Who plays: names of models and data."),
         "recipe": _group("recipe", fields, base.fields, "Hyper-parameters, the paper's."),
-        "run": _group("run", OPTIONS, base.options, "The machine, and how data are read."),
+        "run": _group("run", options(name), base.options, "The machine, and how data are read."),
     }
     found = _parsed([*_members(extra, {}), *((n, type(g), g) for n, g in groups.items())], words, command, about)
     named = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    known = {f.name for f in (*actors, *fields, *OPTIONS)}
+    known = {f.name for f in (*actors, *fields, *options(name))}
     given = base.given | (known & (named | {n.removeprefix("no_") for n in named}))
-    return (Settings(name, {k: v for k, v in asdict(found.actors).items() if v}, asdict(found.recipe), asdict(found.run), given),
-            {f.name: getattr(found, f.name) for f in extra})
+    chosen = Settings(name, {k: v for k, v in asdict(found.actors).items() if v}, asdict(found.recipe),
+                      base.options | asdict(found.run), given)
+    return chosen, {f.name: getattr(found, f.name) for f in extra}
 
 
 def write(settings: Settings) -> str:
@@ -94,7 +110,7 @@ def write(settings: Settings) -> str:
     actors, fields = signature(settings.recipe)
     lines = [f"recipe: {settings.recipe}"]
     for title, known, values in (("who plays", actors, settings.actors), ("hyper-parameters", fields, settings.fields),
-                                 ("the machine, and how data are read", OPTIONS, settings.options)):
+                                 ("the machine, and how data are read", options(settings.recipe), settings.options)):
         rows = [(f"{f.name}: {_scalar(values[f.name])}", f.help) for f in known if f.name in values]
         lines += ["", f"# {title}" if rows else f"# {title}: the recipe's own trial"]
         lines += [f"{row:<32}  # {meaning}" if meaning else row for row, meaning in rows]
@@ -110,7 +126,7 @@ def read(file: str | Path, name: str = "") -> Settings:
     if name and said != name:
         raise Refused(f"{file} is for {said!r}, not for {name!r}", f"run {said}, or take its line `recipe:` out")
     actors, fields = signature(said)
-    known = {f.name: f for f in (*actors, *fields, *OPTIONS)}
+    known = {f.name: f for f in (*actors, *fields, *options(said))}
     for key in content:
         if key not in known:
             raise Refused(f"{file}: {key!r} is not a setting of {said}", nearest(str(key), [*known, "recipe"]))
@@ -120,7 +136,7 @@ def read(file: str | Path, name: str = "") -> Settings:
         return {f.name: typed(content[f.name], hint(f.type), f"{file}: {f.name}") for f in of if f.name in content}
 
     specs = [Field(a.name, "spec", "", a.help) for a in actors]
-    return Settings(said, values(specs), base.fields | values(fields), base.options | values(OPTIONS), frozenset(content))
+    return Settings(said, values(specs), base.fields | values(fields), base.options | values(options(said)), frozenset(content))
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:

@@ -184,11 +184,15 @@ def test_everything_that_learns_or_remembers_is_kept(name, tmp_path):
         stop = min(at + 2, len(run.yielded) - 1)
         folder = tmp_path / str(number)
         try:
-            with pytest.raises(Stop):
-                play(name, Observed(folder, stop=stop, forget=thing), steps=4)
-            again = plain(play(name, Observed(folder, resume=True, forget=thing), steps=4))
-        except Exception as error:
+            play(name, Observed(folder, stop=stop, forget=thing), steps=4)
+        except RuntimeError as error:
             assert "kept" in str(error), error
+            continue
+        except Stop:
+            pass
+        try:
+            again = plain(play(name, Observed(folder, resume=True, forget=thing), steps=4))
+        except Exception:                        # it could not even go on without it
             continue
         assert not same(whole, again), f"{thing!r} is kept without need, or the stop does not test it"
 

@@ -287,7 +287,8 @@ def test_a_run_on_changed_data_is_refused(capsys, here):
 
 def test_a_run_is_found_again_from_another_folder(capsys, here, monkeypatch):
     np.savez(here / "mine.npz", x=np.random.default_rng(0).random((60, 1, 4, 4), dtype="float32"), y=np.arange(60) % 3)
-    (here / "net.py").write_text("from torch import nn\ndef tiny(classes): return nn.Sequential(nn.Flatten(), nn.Linear(16, classes))\n")
+    source = "from torch import nn\ndef tiny(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, classes))\n"
+    (here / "net.py").write_text(source)
     words = ["--student", "file:net.py:tiny", "--data", "npz:mine.npz", "--steps", "4", "--batch", "8", "--folder", "run"]
     assert say(capsys, "teach", *words, "--quiet")[0] == 0
     (here / "elsewhere").mkdir()
@@ -317,8 +318,8 @@ def test_a_full_disk_is_said_and_what_was_saved_stays(here):
     def little():
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
-    found = stillroom("teach", "--student", "small:mlp", "--data", "digits", "--steps", "2000", "--save-every", "0", "--folder", "run",
-                      preexec_fn=little)
+    words = ["teach", "--student", "small:mlp", "--data", "digits", "--steps", "2000", "--save-every", "0", "--folder", "run"]
+    found = stillroom(*words, preexec_fn=little)
     assert found.returncode == 2 and "cannot write" in found.stderr and "File too large" in found.stderr
     assert "Traceback" not in found.stderr and (here / "run" / "settings.yaml").exists()
 

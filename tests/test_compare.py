@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 from types import SimpleNamespace
 
@@ -234,8 +235,8 @@ def test_a_failure_is_a_row_and_stops_nobody(actors, tmp_path):
 
 def test_only_some_cells_now_the_others_later(actors, tmp_path):
     given = {**actors, "seeds": 2, "budget": 10, "batch": 32, "out": tmp_path / "out", "show": False}
-    part = compare("kd", **given, only=["kd/1", "alone/0"])
-    assert {(c["contestant"], c["seed"]) for c in part["cells"] if c["status"] == "done"} == {("kd", 1), ("alone", 0)}
+    part = compare("kd", **given, only=["kd/0", "kd/1", "alone/0"])
+    assert {(c["contestant"], c["seed"]) for c in part["cells"] if c["status"] == "done"} == {("kd", 0), ("kd", 1), ("alone", 0)}
     assert part["winner"] == "" and not (tmp_path / "out" / "winner").exists() and part["tuning"] == {}
     assert compare("kd", **given)["winner"]
 
@@ -371,6 +372,13 @@ def test_on_the_digits_kd_gains_with_few_labels_and_the_winner_can_be_shipped(tm
     result = json.loads((tmp_path / "few" / "result.json").read_text())
     kd = next(r for r in result["ranking"] if r["name"] == "kd")
     assert kd["vs_alone"]["low"] > 5
+    cell = next(c for c in result["cells"] if c["contestant"] == "kd_tuned" and c["seed"] == 1)
+    words = shlex.split(cell["command"])
+    assert words[:2] == ["stillroom", "compare"] and words[words.index("--out") + 1] == "again"
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    assert main(words[1:]) == 0                                    # the command of one run, as the report prints it
+    again = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert [c["accuracy"] for c in again["cells"] if c["status"] == "done"] == [cell["accuracy"]] and again["winner"] == ""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["export", str(tmp_path / "few" / "winner"), "--onnx"]) == 0

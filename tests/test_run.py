@@ -422,7 +422,8 @@ def test_the_log_holds_terms_and_scalars_by_name():
     assert [sorted(line) for line in run.history] == [["count", "loop", "norm", "seconds", "size", "step"]] * 2
 
 
-@pytest.mark.parametrize("named", [{"precision": "fp8"}, {"device": "tpu9"}, {"device": "cuda:7"}, {"accumulate": 0}])
+@pytest.mark.parametrize("named", [{"precision": "fp8"}, {"device": "tpu9"}, {"device": "cuda:7"}, {"accumulate": 0},
+                                   {"every": 0}, {"workers": -1}])
 def test_options_that_cannot_be_are_refused(named):
     with pytest.raises(Refused):
         Run(**named)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stillroom import recipe, settings
 from stillroom.commands.run import EXTRA
 from stillroom.errors import Refused
+from stillroom.recipe import Field
 from stillroom.settings import ALONE, ALONE_ACTORS, ALONE_FIELDS, OPTIONS, Settings
 
 
@@ -70,10 +71,14 @@ def test_help_shows_the_meaning_of_every_field(capsys):
 
 @pytest.mark.parametrize("name", [*recipe.names(), ALONE])
 def test_no_two_flags_of_a_recipe_share_a_name(name):
-    """Actors, fields and options stand side by side on the command line and in the file."""
+    """Actors, fields and options stand side by side on the command line and in the file. Only how images are read may give
+    way to a field of the same name."""
     actors, fields = settings.signature(name)
-    flags = [f.name for f in (*actors, *fields, *OPTIONS)] + ["recipe", "folder", "config", "quiet", "resume", "few", "json"]
+    own = [f.name for f in (*actors, *fields)] + ["recipe", "folder", "config", "quiet", "resume", "few", "json"]
+    flags = own + [f.name for f in settings.options(name)]
     assert len(flags) == len(set(flags))
+    assert {f.name for f in OPTIONS} - set(flags) == set()
+    assert set(own) & {f.name for f in OPTIONS} <= {"size", "channels"}
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -98,6 +103,16 @@ def test_the_file_says_what_the_flags_said(tmp_path):
     file.write_text(settings.write(first), encoding="utf-8")
     again = settings.read(file, "kd")
     assert (again.recipe, again.actors, again.fields, again.options) == (first.recipe, first.actors, first.fields, first.options)
+
+
+def test_a_field_of_a_recipe_goes_before_an_option_of_its_name(tmp_path, monkeypatch):
+    fields = [Field("size", "float", 0.5, "of the result"), Field("steps", "int", 9, "")]
+    monkeypatch.setattr(recipe, "fields", lambda name: fields)
+    found = parse("kd", "--size", "0.25", "--channels", "1")
+    assert found.fields == {"size": 0.25, "steps": 9} and found.options["size"] == 0 and found.options["channels"] == 1
+    (tmp_path / "settings.yaml").write_text(settings.write(found))
+    again = settings.read(tmp_path / "settings.yaml")
+    assert (again.fields, again.options) == (found.fields, found.options)
 
 
 def test_every_reader_of_yaml_understands_the_file_alike():

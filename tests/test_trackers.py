@@ -36,8 +36,8 @@ def written(name, folder):
 
 
 def events(folder):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(folder / "tensorboard"))
-    return reader.Reload()
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    return module.EventAccumulator(str(folder / "tensorboard")).Reload()
 
 
 def test_tensorboard_holds_every_scalar_at_its_step(folder):

@@ -167,7 +167,7 @@ def vit_folder(tmp_path):
     return folder
 
 
-ANY = [pytest.param(VIT, marks=needs["timm"]), pytest.param("hf", marks=needs["transformers"])]
+ANY = [pytest.param(VIT, marks=needs["timm"]), pytest.param("hf", marks=[needs["transformers"], pytest.mark.slow])]
 
 
 @pytest.mark.parametrize("spec", ANY)

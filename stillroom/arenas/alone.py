@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch.nn import Module
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset
 
-from stillroom.batches import whole
 from stillroom.parts import losses, optim
-from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.pairs import by_label
 from stillroom.parts.schedules import cosine
 from stillroom.recipe import Recipe
 from stillroom.run import Run
@@ -25,19 +23,9 @@ class Alone(Recipe):
     steps: int = 60_000       # updates
 
     def distill(self, run: Run, student: Module, data: Dataset) -> Module:
-        data = labelled(data)
+        data, _ = by_label(data)
         opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay)
         run.keep(student=student, opt=opt)
         for x, y in run.loop(data, batch=self.batch, steps=self.steps):
             run.update(opt, labels=losses.labels(student(x), y, self.smoothing))
         return student
-
-
-def labelled(data) -> Dataset:
-    """The samples of a data set that have a label."""
-    if isinstance(data, TensorDataset):
-        has = data.tensors[1] != UNLABELLED
-        return data if has.all() else TensorDataset(*(t[has] for t in data.tensors))
-    targets = getattr(data, "targets", None)
-    y = torch.as_tensor(targets) if targets is not None else whole(data)[1]
-    return data if (y != UNLABELLED).all() else Subset(data, (y != UNLABELLED).nonzero().flatten().tolist())

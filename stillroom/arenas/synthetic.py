@@ -22,7 +22,7 @@ def synthetic(seed: int = 0, per_class: int = 1) -> Cast:
         return teaches(pixels, labels, float(rate), model=_net(), test=test, steps=steps, nets=nets, augment=VIEWS, seed=seed)[0]
 
     return Cast({"model": _net(), "data": ground.actors["data"]}, data="scikit-learn digits, clean", teaches=judge,
-                real=lambda: _real(seed, per_class), everything=lambda: _everything(seed))
+                drawn=lambda: _drawn(seed, per_class), everything=lambda: _everything(seed))
 
 
 def _net() -> ConvNet:
@@ -31,7 +31,7 @@ def _net() -> ConvNet:
 
 
 @lru_cache(maxsize=4)
-def _real(seed: int, per_class: int) -> float:
+def _drawn(seed: int, per_class: int) -> float:
     """As many real images, drawn at random: the best of five draws, each with the rate that is best on the validation images."""
     ground, cast = digits("clean", seed), synthetic(seed, per_class)
     torch.manual_seed(seed)

@@ -57,7 +57,7 @@ def possible(words: list[str]) -> list[str]:
             return ["--resume", "--config"] if name == "run" else ["--config"]
         actors, fields = settings.signature(method)
         extra = import_module(f"stillroom.commands.{'plan' if name == 'plan' else 'run'}").EXTRA
-        known = [*actors, *fields, *settings.OPTIONS, *extra]
+        known = [*actors, *fields, *settings.options(method), *extra]
         chosen = next((f for f in known if before == _flag(f.name)), None)
         choices = [part for part in chosen.type.split("'")[1::2]] if chosen and "Literal" in chosen.type else []
         value = chosen is not None and not words[-1].startswith("-") and chosen.type != "bool"

@@ -72,7 +72,7 @@ def begin(chosen: Settings, *, folder: str, quiet: bool) -> None:
 
     ready = job.prepare(chosen)
     if ready.cast is not None:
-        flags = " ".join(f"--{a.name.replace('_', '-')} …" for a in recipe.actors(chosen.recipe))
+        flags = " ".join(f"--{a.name.replace('_', '-')} …" for a in settings.signature(chosen.recipe)[0])
         print(f"{chosen.recipe} on its own trial: {ready.words}. On yours: {flags}")
     else:
         print(f"{chosen.recipe} on {ready.words}")
@@ -88,9 +88,8 @@ def resume(words: list[str]) -> None:
     if said["state"] == "finished":
         print(f"{folder} is finished: {job.say(said['result'])}")
         return
-    name = said["recipe"]
     chosen = job.reopen(folder)
-    free = [replace(f, default=chosen.options[f.name]) for f in settings.OPTIONS if f.name in MACHINE]
+    free = [replace(f, default=chosen.options[f.name]) for f in settings.options(chosen.recipe) if f.name in MACHINE]
     flags = [Field("resume", "str", "", "the run's folder"), EXTRA[2], *free]
     for word in words:
         flag = word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
@@ -111,4 +110,5 @@ def finish(ready: "Job", folder: Path, quiet: bool) -> None:
 
     said = job.carry_out(ready, folder, show=not quiet)
     print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s, {ready.settings.fields.get('steps', '')} steps")
-    print(f"next: stillroom measure {folder}   ·   stillroom export {folder} --onnx")
+    if (folder / "student.json").exists():
+        print(f"next: stillroom measure {folder}   ·   stillroom export {folder} --onnx")

@@ -38,7 +38,8 @@ def outcome(plan: Plan) -> dict[str, Any]:
         "settings": {k: v for k, v in plan.settings.items() if k != "fields"}, "seeds": plan.seeds, "budget": list(plan.budget),
         "updates": plan.updates, "timed": plan.timed, "tuning": read(plan.out / "tuning.json") or {}, "cells": cells,
         "contestants": [c.name for c in plan.contestants], "ranking": ranking,
-        "winner": ranking[0]["name"] if ranking[0]["complete"] else "", "versions": versions(),
+        "winner": ranking[0]["name"] if ranking[0]["complete"] and all(c["status"] != "missing" for c in cells) else "",
+        "versions": versions(),
     }
 
 

@@ -45,8 +45,8 @@ class GraphNet(Module):
         """Embedding of every graph: its roots pooled, [graphs, width]."""
         h = self.nodes(graph)[graph.roots]
         member = graph.member[graph.roots]
-        total = _sum(h, member, graph.count)
-        return total if self.pool == "sum" else total / torch.bincount(member, minlength=graph.count).clamp(min=1)[:, None]
+        total = _sum(h, member, graph.number)
+        return total if self.pool == "sum" else total / torch.bincount(member, minlength=graph.number).clamp(min=1)[:, None]
 
     def forward(self, graph: Graph) -> Tensor:
         return self.head(self.read(graph))
@@ -112,11 +112,11 @@ class GAT(Module):
 
     def forward(self, h: Tensor, graph: Graph, edge: Tensor | float) -> Tensor:
         n, loops = len(h), torch.arange(len(h), device=h.device)
-        source, target = torch.cat([graph.edges, loops.expand(2, n)], 1)
+        target = torch.cat([graph.edges[1], loops])
         sent = torch.cat([_messages(h, graph, edge), h])
-        value = self.linear(sent).unflatten(-1, (self.heads, -1))                                        # [edges, heads, width/heads]
+        value = self.linear(sent).unflatten(-1, (self.heads, -1))                  # [edges, heads, width/heads]
         score = F.leaky_relu((self.linear(h).unflatten(-1, (self.heads, -1)) * self.attend[0]).sum(-1)[target]
-                             + (value * self.attend[1]).sum(-1), 0.2)                                    # [edges, heads]
+                             + (value * self.attend[1]).sum(-1), 0.2)              # [edges, heads]
         top = torch.full((n, self.heads), -torch.inf, dtype=score.dtype, device=h.device)
         top = top.index_reduce(0, target, score.detach(), "amax")
         weight = (score - top[target]).exp()

@@ -1,18 +1,19 @@
 """Graphs: packed side by side, their computation trees, canonical codes, and sets of trees that come together often."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Tree = tuple[int, int, tuple[tuple[int, int], ...]]      # label, degree, ((kind of the edge, number of the child), …)
+Tree = tuple[int, int, tuple[tuple[int, int], ...]]      # label, degree, ((label of the edge, number of the child), …)
+Sets = dict[tuple[int, ...], int]                        # items → how many of the given sets contain them all
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """One graph, or several side by side. Edges point the way of the messages; an undirected one is there twice.
 
     labels  of the nodes [nodes], int64
@@ -21,7 +22,7 @@ class Graph:
     degree  in-degree of every node in the graph that it comes from [nodes]
     roots   nodes that a readout pools [nodes]: all of a graph, the root of a tree
     member  which of the graphs a node belongs to [nodes]
-    count   graphs
+    number  graphs that lie here
     """
 
     labels: Tensor
@@ -30,17 +31,34 @@ class Graph:
     degree: Tensor
     roots: Tensor
     member: Tensor
-    count: int = 1
+    number: int = 1
 
-    def __len__(self) -> int:
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Graph":
         """The same on another device."""
-        return Graph(*(t.to(device) for t in self._tensors()), count=self.count)
+        return Graph(*(t.to(device) for t in self[:6]), number=self.number)
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.labels, self.edges, self.kinds, self.degree, self.roots, self.member
+
+@dataclass(frozen=True)
+class Graphs(Dataset):
+    """A data set of graphs: `[i]` is a graph and its class. graphs: one `Graph` each; targets: classes [samples]."""
+
+    graphs: list[Graph]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def __getitem__(self, i: int) -> tuple[Graph, int]:
+        return self.graphs[i], int(self.targets[i])
+
+    def take(self, index: Sequence[int]) -> "Graphs":
+        """Some of the samples."""
+        return Graphs([self.graphs[i] for i in index], self.targets[list(index)])
 
 
 def graph(labels: Sequence[int], pairs: Iterable[tuple[int, int]], kinds: Sequence[int] = ()) -> Graph:
@@ -51,72 +69,33 @@ def graph(labels: Sequence[int], pairs: Iterable[tuple[int, int]], kinds: Sequen
     ends = torch.tensor(list(pairs), dtype=torch.int64).reshape(-1, 2).T
     kind = torch.tensor(kinds if len(kinds) else [0] * ends.shape[1], dtype=torch.int64)
     if len(kind) != ends.shape[1] or (ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(labels)):
-        raise ValueError(f"{ends.shape[1]} edges with {len(kind)} labels between {len(labels)} nodes: an end or a label is missing")
-    edges = torch.cat([ends, ends.flip(0)], 1)
-    n = len(labels)
+        raise ValueError(f"{ends.shape[1]} edges with {len(kind)} labels between {len(labels)} nodes do not fit")
+    edges, n = torch.cat([ends, ends.flip(0)], 1), len(labels)
     return Graph(torch.tensor(labels, dtype=torch.int64), edges, kind.repeat(2), torch.bincount(edges[1], minlength=n),
                  torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.int64))
 
 
 def pack(graphs: Sequence[Graph]) -> Graph:
     """Several graphs side by side, without an edge between them."""
-    nodes = torch.tensor([0] + [len(g) for g in graphs]).cumsum(0).tolist()
-    counts = torch.tensor([0] + [g.count for g in graphs]).cumsum(0).tolist()
-    columns = zip(*(g._tensors() for g in graphs), strict=True)
-    labels, edges, kinds, degree, roots, member = columns
-    return Graph(torch.cat(labels), torch.cat([e + n for e, n in zip(edges, nodes)], 1), torch.cat(kinds), torch.cat(degree),
-                 torch.cat(roots), torch.cat([m + c for m, c in zip(member, counts)]), count=counts[-1])
+    labels, edges, kinds, degree, roots, member, number = zip(*graphs, strict=True)
+    first = torch.tensor([0, *(len(part) for part in labels)]).cumsum(0).tolist()
+    before = torch.tensor([0, *number]).cumsum(0).tolist()
+    return Graph(torch.cat(labels), torch.cat([e + at for e, at in zip(edges, first)], 1), torch.cat(kinds), torch.cat(degree),
+                 torch.cat(roots), torch.cat([m + at for m, at in zip(member, before)]), number=before[-1])
 
 
-@dataclass(frozen=True)
-class Graphs(Dataset):
-    """A data set of graphs, real or distilled: `[i]` is a graph and its class.
-
-    graphs  one `Graph` per sample
-    y       classes [samples]
-    weight  of every sample in the loss [samples]: 1 for a real one, the graphs that a distilled one stands for
-    """
-
-    graphs: list[Graph]
-    y: Tensor
-    weight: Tensor
-
-    def __len__(self) -> int:
-        return len(self.graphs)
-
-    def __getitem__(self, i: int) -> tuple[Graph, int]:
-        return self.graphs[i], int(self.y[i])
-
-    @property
-    def nodes(self) -> int:
-        """Nodes of all graphs together: what a pass of training costs."""
-        return sum(map(len, self.graphs))
-
-    def take(self, index: Sequence[int]) -> "Graphs":
-        """Some of the samples."""
-        at = torch.as_tensor(index, dtype=torch.int64)
-        return Graphs([self.graphs[i] for i in at.tolist()], self.y[at], self.weight[at])
-
+# --- computation trees -----------------------------------------------------------------------------------------------
 
 class Trees:
     """Rooted trees with labels on nodes and edges, each numbered once: isomorphic trees, and only they, share a number.
 
     A tree is its root's label, its root's degree in the graph it comes from, and the sorted pairs (edge label, number of
-    the child), so that all trees of all graphs are one shared structure (Aho, Hopcroft, Ullman 1974, sec. 3.2).
+    the child), so that all trees of all graphs are one shared structure (Aho, Hopcroft & Ullman 1974, sec. 3.2).
     """
 
     def __init__(self) -> None:
         self.trees: list[Tree] = []
         self._number: dict[Tree, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.trees)
-
-    def __getitem__(self, number: int) -> Tree:
-        """The tree of that number. Raises `LookupError` when there is none."""
-        if not 0 <= number < len(self.trees):
-            raise LookupError(f"no tree has the number {number}: the trees were not kept with their numbers")
-        return self.trees[number]
 
     def number(self, label: int, degree: int, children: Iterable[tuple[int, int]]) -> int:
         """Number of a tree, a new one if it was never seen."""
@@ -143,22 +122,21 @@ class Trees:
 
     def code(self, number: int) -> str:
         """Canonical code of a tree, the same in every collection: "(label:degree edge(…)edge(…))", children sorted."""
-        label, degree, children = self[number]
+        label, degree, children = self.trees[number]
         return f"({label}:{degree} " + "".join(sorted(f"{kind}{self.code(child)}" for kind, child in children)) + ")"
 
     def nodes(self, number: int) -> int:
         """Nodes of a tree."""
-        return 1 + sum(self.nodes(child) for _, child in self[number][2])
+        return 1 + sum(self.nodes(child) for _, child in self.trees[number][2])
 
     def forest(self, numbers: Iterable[int]) -> Graph:
         """Trees side by side as one graph: edges point from child to parent, the readout pools the roots alone."""
-        labels: list[int] = []
-        degree: list[int] = []
-        edges: list[tuple[int, int, int]] = []
-        waiting = [(number, -1, 0) for number in numbers]
+        labels, degree, edges = [], [], []
+        waiting = deque((number, -1, 0) for number in numbers)
         roots = len(waiting)
-        for number, parent, kind in waiting:             # grows while it is walked: breadth first, roots in front
-            label, known, children = self[number]
+        while waiting:                                   # breadth first: the roots are the first nodes
+            number, parent, kind = waiting.popleft()
+            label, known, children = self.trees[number]
             if parent >= 0:
                 edges.append((len(labels), parent, kind))
             waiting += [(child, len(labels), k) for k, child in children]
@@ -172,29 +150,105 @@ class Trees:
         return {"trees": list(self.trees)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trees = [tuple(tree) for tree in state["trees"]]
+        self.trees = list(state["trees"])
         self._number = {tree: number for number, tree in enumerate(self.trees)}
 
+
+# --- sets that come often --------------------------------------------------------------------------------------------
 
 def frequent(sets: Sequence[Iterable[int]], least: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """Every set of items that at least `least` ≥ 1 of the given sets contain, with the number of those that do.
 
-    Exact, depth first, one bit per given set (Eclat: Zaki 2000); items rare first, so that branches end early. It finds
-    what FP-growth finds (Han et al. 2000). Lazy: stop reading when there are enough.
+    Exact: it finds what FP-growth finds (Han et al. 2000), by one bit per given set (Eclat: Zaki 2000). Small sets come before
+    larger ones, in an order that depends on nothing but the sets. Lazy: stop reading when there are enough.
     """
     if least < 1:
-        raise ValueError(f"a set must be contained in at least one of the given ones, not {least}")
-    where: dict[int, list[int]] = {}
+        raise ValueError(f"a set must be contained in one of the given ones at least, not in {least}")
+    return _frequent(_holders(sets), least)
+
+
+def most_frequent(sets: Sequence[Iterable[int]], cost: Callable[[int], float], budget: float, least: int = 2) -> Sets:
+    """The most frequent sets of items whose items cost no more than `budget` in all: the threshold is lowered as far as it
+    allows, at most to `least`; of the sets just below it, the first that still fit, small ones first."""
+    holders = _holders(sets)
+    low, high, best = min(least, len(sets)), len(sets) + 1, Sets()
+    while low < high:
+        threshold = (low + high) // 2
+        found = _within(_frequent(holders, threshold), cost, budget)
+        if found is None:
+            low = threshold + 1
+        else:
+            best, high = found, threshold
+    below = high - 1
+    if below >= min(least, len(sets)) > 0:
+        left = budget - sum(cost(i) for items in best for i in items)
+        for items, count in _frequent(holders, below):
+            if count == below:
+                left -= sum(map(cost, items))
+                if left < 0:
+                    break
+                best[items] = count
+    return best
+
+
+def fill(mined: Sequence[Sets], cost: Callable[[int], float], budget: float, *, reach: float, shared: bool) -> list[Sets]:
+    """Of what was mined in every class, the most frequent sets that cost no more than `budget` together; one of each class at
+    least. Every class gets the same room; without `shared`, sets that came in for more than one class are left out of all, and
+    the room of each grows, up to `reach` times, until what is left fills the budget. Empty when a class has no set for its own.
+    """
+    ranked = [sorted(sets.items(), key=lambda each: (-each[1], len(each[0]), each[0])) for sets in mined]
+    best: list[Sets] = []
+    for level in range(101):                             # from the most room down to an equal part of the budget
+        room = budget / len(mined) * reach ** (1 - level / 100)
+        chosen = [_first(found, cost, room) for found in ranked]
+        if not shared:
+            classes = Counter(items for sets in chosen for items in sets)
+            chosen = [{items: n for items, n in sets.items() if classes[items] == 1} for sets in chosen]
+        best = chosen if all(chosen) else best
+        if all(chosen) and sum(cost(i) for sets in chosen for items in sets for i in items) <= budget:
+            break
+    return best
+
+
+def _first(ranked: list[tuple[tuple[int, ...], int]], cost: Callable[[int], float], budget: float) -> Sets:
+    """The first of the sets, until the next costs too much."""
+    taken = Sets()
+    for items, count in ranked:
+        budget -= sum(map(cost, items))
+        if budget < 0:
+            break
+        taken[items] = count
+    return taken
+
+
+def _within(found: Iterator[tuple[tuple[int, ...], int]], cost: Callable[[int], float], budget: float) -> Sets | None:
+    """All that is found, or None as soon as it costs too much."""
+    taken = Sets()
+    for items, count in found:
+        budget -= sum(map(cost, items))
+        if budget < 0:
+            return None
+        taken[items] = count
+    return taken
+
+
+def _holders(sets: Sequence[Iterable[int]]) -> list[tuple[int, int]]:
+    """(item, which of the sets hold it, one bit each), in the order of the items."""
+    where: dict[int, bytearray] = {}
     for at, items in enumerate(sets):
-        for item in set(items):
-            where.setdefault(item, []).append(at)
-    often = sorted((len(at), item) for item, at in where.items() if len(at) >= least)
-    return _deeper((), [(item, sum(1 << at for at in where[item])) for _, item in often], least)
+        for item in items:
+            where.setdefault(item, bytearray(len(sets) // 8 + 1))[at // 8] |= 1 << at % 8
+    return [(item, int.from_bytes(bits, "little")) for item, bits in sorted(where.items())]
 
 
-def _deeper(prefix: tuple[int, ...], items: list[tuple[int, int]], least: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    for turn, (item, holders) in enumerate(items, 1):
-        chosen = (*prefix, item)
-        yield tuple(sorted(chosen)), holders.bit_count()
-        both = ((other, holders & theirs) for other, theirs in items[turn:])
-        yield from _deeper(chosen, [(other, mask) for other, mask in both if mask.bit_count() >= least], least)
+def _frequent(holders: list[tuple[int, int]], least: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    everyone = -1                                        # all bits set: what the empty set is contained in
+    often = [(item, bits) for item, bits in holders if bits.bit_count() >= least]
+    waiting = deque([((), everyone, often)])
+    while waiting:
+        chosen, common, items = waiting.popleft()
+        more = [(item, both) for item, bits in items if (both := common & bits).bit_count() >= least]
+        for turn, (item, both) in enumerate(more, 1):
+            yield (*chosen, item), both.bit_count()
+            if turn < len(more):
+                waiting.append(((*chosen, item), both, more[turn:]))

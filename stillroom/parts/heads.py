@@ -34,6 +34,8 @@ class TwoHeads(Module):
             model.set_submodule(name, nn.Identity())
         self.body = model if name else nn.Identity()
         self.mix = nn.Buffer(torch.tensor([alpha, beta]))
+        if "origin" in vars(model):                    # built again from the same model
+            self.origin = {"spec": "part:two_heads", "model": model.origin, "sample": list(x.shape[1:])}
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits for the labels and logits for the teacher, [batch, classes] each."""

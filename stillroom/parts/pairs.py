@@ -9,7 +9,7 @@ from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
 
 
-def by_label(data) -> tuple[Dataset, Dataset]:
+def by_label(data) -> tuple[TensorDataset, TensorDataset] | tuple[Subset, Subset]:
     """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists."""
     if isinstance(data, TensorDataset):
         has = data.tensors[1] != UNLABELLED

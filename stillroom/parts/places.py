@@ -1,4 +1,4 @@
-"""Where in a network: its classifier, an early feature. Found by running it once, not by anyone's naming."""
+"""Where in a network: its classifier, an early feature, its last map. Found by running it once, not by anyone's naming."""
 
 import math
 
@@ -50,6 +50,23 @@ def intermediate(model: Module, x: Tensor) -> str:
         if before:
             return before[-1]
     return maps[-1][0]
+
+
+def last_map(model: Module, x: Tensor) -> str:
+    """Name of the module that makes the last feature map before it is pooled: [batch, width, height, width] or
+    [batch, tokens, width]; in a network without maps the last vector before the logits.
+
+    x: inputs [batch, …]. Raises `Refused` when the model is a single layer.
+    """
+    calls, final = _trace(model, x)
+    calls = [(name, given, out) for name, given, out in calls if name and not _same(out, final)]
+    if not calls:
+        raise Refused(f"{type(model).__name__} has no layer before its logits", "give a network of at least two layers")
+    for name, given, out in reversed(calls):
+        pools = given.ndim == out.ndim == 4 and _grid(given) != _grid(out) and not any(model.get_submodule(name).parameters())
+        if out.ndim in (3, 4) and math.prod(_grid(out)) > 1 and not pools:
+            return name
+    return calls[-1][0]
 
 
 def pooled(feature: Tensor) -> Tensor:

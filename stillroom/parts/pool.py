@@ -11,10 +11,9 @@ CHUNK = 256      # samples held at a time
 
 def images(*sets) -> Dataset:
     """The inputs of several data sets one after another, (x,): whatever else a sample holds is dropped."""
-    bare = [TensorDataset(data.tensors[0]) if isinstance(data, TensorDataset) else _Inputs(data) for data in sets]
-    if all(isinstance(data, TensorDataset) for data in bare):
-        return TensorDataset(torch.cat([data.tensors[0] for data in bare]))
-    return ConcatDataset(bare)
+    if all(isinstance(data, TensorDataset) for data in sets):
+        return TensorDataset(torch.cat([data.tensors[0] for data in sets]))
+    return ConcatDataset([_Inputs(data) for data in sets])
 
 
 def select(teacher: Module, pool, per_class: int, avoid=None, alike: float = 0.98) -> Dataset:
@@ -27,7 +26,7 @@ def select(teacher: Module, pool, per_class: int, avoid=None, alike: float = 0.9
     pool, avoid: data sets whose samples begin with an image; `avoid` holds those that must not be trained on, such as the
     validation split. teacher: image → logits [batch, classes], in eval mode.
     """
-    kept = range(len(pool))
+    kept = list(range(len(pool)))
     if avoid is not None:
         near = near_duplicates(thumbnails(pool), thumbnails(avoid), alike)
         kept = (~near).nonzero().flatten().tolist()

@@ -60,6 +60,8 @@ class Stages:
         with torch.no_grad() if isinstance(self.model, Teacher) else nullcontext():
             if isinstance(self.model, Teacher):
                 inputs = self.model.scaled(*inputs)
+            for hook in self.inner._forward_pre_hooks.values():      # a model of the zoo scales its input there
+                inputs = hook(self.inner, inputs) or inputs
             last, maps = self.inner.forward_intermediates(inputs[0], indices=self.which)
             return self.inner.forward_head(last), maps
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.nn import Module
 
 from stillroom._compat import package
@@ -53,6 +54,10 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
 
 def rebuild(origin: dict[str, Any]) -> Module:
     """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
+    if origin["spec"] == "part:two_heads":
+        from stillroom.parts.heads import TwoHeads
+
+        return TwoHeads(rebuild(origin["model"]), torch.zeros(1, *origin["sample"]))
     asked = parse(origin["spec"])
     if asked.kind not in SOURCES:
         raise Refused(f"the origin {origin['spec']!r} is unknown",

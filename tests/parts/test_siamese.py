@@ -22,7 +22,8 @@ def test_the_same_draws_give_the_same_views_and_a_gradient_reaches_the_pixels(ki
     assert torch.autograd.grad(out.sum(), x)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize(("kind", "u"), [("color", (0.5, 0.5, 0.5)), ("crop", (0.5, 0.5, 0)), ("flip", (0.9, 0, 0)), ("rotate", (0.5, 0, 0)),
+@pytest.mark.parametrize(("kind", "u"), [("color", (0.5, 0.5, 0.5)), ("crop", (0.5, 0.5, 0)), ("flip", (0.9, 0, 0)),
+                                         ("rotate", (0.5, 0, 0)),
                                          ("scale", ((1 - 1 / 1.2) / (1.2 - 1 / 1.2),) * 2 + (0,)), ("", (0, 0, 0))])
 def test_the_middle_draw_changes_nothing(kind, u):
     assert torch.allclose(augment(X, views(kind, *u)), X, atol=1e-6)

@@ -116,7 +116,7 @@ def zipf_labels(logits: Tensor, weak: Tensor, y: Tensor, mix: Literal["probabili
     w, p = weak.float().softmax(-1), logits.float().log_softmax(-1)
     if mix == "probability":
         p = p.exp()
-    score = sum(s / (1 - s.gather(1, y[:, None]) + 1e-6) for s in (w, p))
-    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(-1) + 1
+    w, p = (s / (1 - s.gather(1, y[:, None]) + 1e-6) for s in (w, p))
+    rank = (w + p).argsort(dim=-1, descending=True, stable=True).argsort(-1) + 1
     others = without_target(1 / rank, y)
     return others / others.sum(-1, keepdim=True)

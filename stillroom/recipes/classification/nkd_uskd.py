@@ -17,12 +17,12 @@ from torch.nn import Module
 from torch.utils.data import Dataset
 
 from stillroom import arenas
-from stillroom.arenas.alone import labelled
 from stillroom.batches import whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.parts import losses, optim
 from stillroom.parts.losses.logits import UNLABELLED, nkd_others, nkd_target, uskd_others, uskd_target
+from stillroom.parts.pairs import by_label
 from stillroom.parts.places import intermediate, pooled
 from stillroom.parts.schedules import cosine
 from stillroom.parts.taps import Tap
@@ -63,7 +63,7 @@ class NKD(Recipe):
 
     def by_itself(self, run: Run, student: Module, data: Dataset) -> Module:
         """USKD: the soft label of the target follows the student's certainty in the batch, those of the others Zipf's law."""
-        data = labelled(data)
+        data = by_label(data)[0]
         if not len(data):
             raise Refused("no sample has a label, and USKD learns from labels", "give a teacher: NKD needs none")
         sample = whole(data, 2)[0].to(run.device)

@@ -1,0 +1,106 @@
+"""DisWOT: Student Architecture Search for Distillation WithOut Training
+
+Dong, Li, Wei — CVPR 2023 — https://arxiv.org/abs/2303.15678
+
+    teacher   its architecture alone, with random weights, in the search; the trained network afterwards
+    reads     logits, the last feature map, the gradient of the classifier
+    compares  how samples relate, and how the channels that speak for a class relate, in a random teacher and a random student
+    views     one, shared
+    data      labels optional: a sample without one takes the teacher's class
+    learns    an architecture, by evolution and without a gradient; then its student weights, by KD
+    stages    search; KD of the winner
+"""
+
+import copy
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import Dataset, Subset
+
+from stillroom.arenas import architectures
+from stillroom.batches import whole
+from stillroom.measure import Proof
+from stillroom.parts import losses
+from stillroom.parts.evolution import Space, child, gaussian
+from stillroom.parts.losses import relations
+from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.places import classifier, last_map
+from stillroom.parts.taps import Tap
+from stillroom.parts.teachers import Frozen
+from stillroom.recipe import Recipe
+from stillroom.recipes.classification.kd import KD
+from stillroom.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisWOT(Recipe):
+    population: int = 50        # architectures alive
+    tournament: int = 10        # of them compared for a parent
+    limit: float = 0.0          # on the cost of an architecture, in the space's own unit; 0: none
+    draws: int = 3              # random weights over which a score is averaged
+    probe: int = 64             # samples that an architecture is scored on
+    temperature: float = 4.0    # of KD
+    alpha: float = 0.9          # share of the teacher in KD
+    lr: float = 0.05            # of KD: SGD with momentum 0.9, cosine to 0
+    decay: float = 5e-4         # weight decay
+    batch: int = 64             # samples per step of KD
+    steps: int = 1_000          # architectures scored
+    steps_student: int = 60_000  # updates of the winner
+
+    def distill(self, run: Run, space: Space, teacher: Module, data: Dataset) -> Module:
+        x, y = whole(Subset(data, torch.randperm(len(data))[: self.probe].tolist()))[:2]
+        x, y = x.to(run.device), y.to(run.device)
+        y = y.where(y != UNLABELLED, Frozen(teacher)(x).argmax(-1))
+        scored: list[tuple[float, Any]] = []         # and its architecture, in the order of birth
+        run.keep(scored=scored)
+
+        for _ in run.loop(steps=self.steps, name="search"):
+            arch = child(space, scored, self.population, self.tournament, self.limit)
+            score = fmean(alike(teacher, space.build(arch).to(run.device), x, y) for _ in range(self.draws))
+            scored.append((score, arch))
+            run.log(score=score)
+
+        student = space.build(max(scored, key=lambda one: one[0])[1])
+        kd = KD(temperature=self.temperature, alpha=self.alpha, lr=self.lr, decay=self.decay, batch=self.batch,
+                steps=self.steps_student)
+        return kd(run.part("winner"), student=student, teacher=teacher, data=data)
+
+
+def alike(teacher: Module, student: Module, x: Tensor, y: Tensor) -> float:
+    """M_r + M_s of both architectures with weights drawn anew, in eval mode; 0 is the most that can be had."""
+    (map_t, grad_t), (map_s, grad_s) = (read(gaussian(copy.deepcopy(net)).eval(), x, y) for net in (teacher, student))
+    semantic = relations.channels_of_one if grad_t.shape == grad_s.shape else relations.gram     # of classes, where widths differ
+    return -(relations.gram(map_s, map_t) + semantic(grad_s, grad_t)).item()
+
+
+def read(net: Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The last feature map before pooling, [batch, …], and the gradient of CE in the classifier's weight, [classes, width]."""
+    weight = net.requires_grad_(False).get_submodule(classifier(net, x[:1])).weight.requires_grad_()
+    with torch.autocast(x.device.type, enabled=False):
+        logits, (last,) = Tap(net, last_map(net, x[:1]))(x)
+        (grad,) = torch.autograd.grad(losses.labels(logits, y), weight)
+    return last, grad
+
+
+def trial(seed=0):
+    """Cells of six edges and five operations, on handwritten digits; no more than 0.4 of the teacher's parameters."""
+    cast = architectures.cells(seed)
+    return DisWOT(population=20, tournament=5, limit=cast.limit, draws=2, steps=100, steps_student=cast.steps), cast
+
+
+def proof(student, cast):
+    """Better than the mean of ten architectures drawn within the same limit, each taught as the winner was. Beside it, what
+    costs nothing: taking the largest. Where size says most, as in this space, the score does not beat it."""
+    from scipy.stats import spearmanr
+
+    archs, reached = zip(*cast.drawn())
+    scores = [fmean(alike(cast.actors["teacher"], cast.space.build(arch), *cast.probe) for _ in range(5)) for arch in archs]
+    costs = [cast.space.cost(arch) for arch in archs]
+    return Proof(cast.accuracy(student), beats=fmean(reached), unit="accuracy", baseline="an architecture drawn at random",
+                 also={"the largest within the limit": cast.accuracy(cast.largest()),
+                       "Spearman of the score": float(spearmanr(scores, reached).statistic),
+                       "Spearman of the parameters": float(spearmanr(costs, reached).statistic)})
