@@ -118,7 +118,7 @@ class GAT(Module):
         score = F.leaky_relu((self.linear(h).unflatten(-1, (self.heads, -1)) * self.attend[0]).sum(-1)[target]
                              + (value * self.attend[1]).sum(-1), 0.2)              # [edges, heads]
         top = torch.full((n, self.heads), -torch.inf, dtype=score.dtype, device=h.device)
-        top = top.index_reduce(0, target, score.detach(), "amax")
+        top = top.scatter_reduce(0, target[:, None].expand_as(score), score.detach(), "amax")
         weight = (score - top[target]).exp()
         weight = weight / _sum(weight, target, n)[target]
         return _sum(weight[..., None] * value, target, n).flatten(1)

@@ -95,6 +95,7 @@ class Trees:
 
     def __init__(self) -> None:
         self.trees: list[Tree] = []
+        self._nodes: list[int] = []
         self._number: dict[Tree, int] = {}
 
     def number(self, label: int, degree: int, children: Iterable[tuple[int, int]]) -> int:
@@ -103,6 +104,7 @@ class Trees:
         if tree not in self._number:
             self._number[tree] = len(self.trees)
             self.trees.append(tree)
+            self._nodes.append(1 + sum(self._nodes[child] for _, child in tree[2]))
         return self._number[tree]
 
     def grow(self, graph: Graph, hops: int, degrees: bool = False) -> list[int]:
@@ -127,7 +129,7 @@ class Trees:
 
     def nodes(self, number: int) -> int:
         """Nodes of a tree."""
-        return 1 + sum(self.nodes(child) for _, child in self.trees[number][2])
+        return self._nodes[number]
 
     def forest(self, numbers: Iterable[int]) -> Graph:
         """Trees side by side as one graph: edges point from child to parent, the readout pools the roots alone."""
@@ -150,8 +152,9 @@ class Trees:
         return {"trees": list(self.trees)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trees = list(state["trees"])
-        self._number = {tree: number for number, tree in enumerate(self.trees)}
+        self.trees, self._nodes, self._number = [], [], {}
+        for tree in state["trees"]:
+            self.number(*tree)
 
 
 # --- sets that come often --------------------------------------------------------------------------------------------
@@ -191,15 +194,17 @@ def most_frequent(sets: Sequence[Iterable[int]], cost: Callable[[int], float], b
     return best
 
 
-def fill(mined: Sequence[Sets], cost: Callable[[int], float], budget: float, *, reach: float, shared: bool) -> list[Sets]:
+def fill(mined: Sequence[Sets], cost: Callable[[int], float], budget: float, *, shared: bool) -> list[Sets]:
     """Of what was mined in every class, the most frequent sets that cost no more than `budget` together; one of each class at
     least. Every class gets the same room; without `shared`, sets that came in for more than one class are left out of all, and
-    the room of each grows, up to `reach` times, until what is left fills the budget. Empty when a class has no set for its own.
+    the room of each grows until what is left fills the budget. Empty when a class has no set for its own.
     """
     ranked = [sorted(sets.items(), key=lambda each: (-each[1], len(each[0]), each[0])) for sets in mined]
+    most = max(sum(cost(i) for items in sets for i in items) for sets in mined)
+    least = min(budget / len(mined), most)
     best: list[Sets] = []
-    for level in range(101):                             # from the most room down to an equal part of the budget
-        room = budget / len(mined) * reach ** (1 - level / 100)
+    for level in range(101):                             # from room for all that was mined down to an equal part of the budget
+        room = least * (most / least) ** (1 - level / 100) if least else 0
         chosen = [_first(found, cost, room) for found in ranked]
         if not shared:
             classes = Counter(items for sets in chosen for items in sets)

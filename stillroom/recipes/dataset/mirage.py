@@ -32,7 +32,7 @@ REACH = 32      # times its share of the nodes, a class is mined: sets that anot
 @dataclass(frozen=True, kw_only=True)
 class Mirage(Recipe):
     hops: int = 2             # L, depth of the trees: layers of the networks to be trained
-    size: float = 0.01        # nodes of the distilled graphs over those of the real ones, at most
+    size: float = 0.01        # nodes of the distilled graphs over those of the real ones, at most; but a set of each class
     shared: bool = False      # keep sets of trees that are frequent in more than one class
     degrees: bool = False     # leaves keep their degree, as a GCN's normalisation needs it
     steps: int = 1_000_000    # graphs to read, at most all
@@ -40,6 +40,8 @@ class Mirage(Recipe):
     def distill(self, run: Run, data: Dataset) -> tuple[Graph, Tensor, Tensor]:
         """Returns forests, packed; their classes [forests]; their weights in the loss [forests]. Train on them with a readout
         of the roots alone, use the network on whole graphs with a readout of all nodes."""
+        if not isinstance(data[0][0], Graph):
+            raise Refused(f"Mirage reads graphs, not a {type(data[0][0]).__name__}", "make them with parts.graphs.graph")
         trees, bags = Trees(), []
         run.keep(trees=trees, bags=bags)
         order = torch.rand(len(data)).argsort().tolist()           # fewer steps read a fair sample
@@ -49,13 +51,14 @@ class Mirage(Recipe):
 
         classes = sorted({y for y, _, _ in bags})
         budget = self.size * sum(nodes for _, nodes, _ in bags)
+        largest = max(trees.nodes(tree) for _, _, bag in bags for tree in bag)
         mined: list[Sets] = []
         run.keep(mined=mined)
         for step in run.loop(steps=len(classes), name="sets"):
             own = [bag for y, _, bag in bags if y == classes[step]]
-            mined.append(most_frequent(own, trees.nodes, REACH * budget / len(classes)))
+            mined.append(most_frequent(own, trees.nodes, max(largest, REACH * budget / len(classes))))
 
-        chosen = fill(mined, trees.nodes, budget, reach=REACH, shared=self.shared)
+        chosen = fill(mined, trees.nodes, budget, shared=self.shared)
         if not chosen:
             raise Refused("a class has no frequent set of trees for its own", "keep those that others have, too: shared=True")
         graphs, forests, labels, weights = Counter(y for y, _, _ in bags), [], [], []
