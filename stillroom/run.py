@@ -179,7 +179,7 @@ class Run:
         if loop.micro < root.accumulate - 1:
             return False
         with torch.no_grad():
-            moved = opt.step(self.progress)
+            moved = opt.step(self.progress, scaled=bool(terms))
         if moved is None:
             raise Diverged(f"{loop.key}, step {loop.step}: the gradient is not finite though every term is\n"
                            "  → lower lr, clip the gradient, or use precision fp32; no weight was moved")

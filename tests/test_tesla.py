@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -176,3 +177,39 @@ def test_the_paper_s_numbers_are_the_defaults():
     d = {f.name: f.default for f in dataclasses.fields(TESLA)}
     assert (d["inner"], d["span"], d["before"], d["lr"], d["lr_rate"]) == (30, 2, 20, 100.0, 1e-5)
     assert (d["experts"], d["lr_expert"], d["steps_expert"] // d["epoch"]) == (100, 0.01, 50)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_steps_as_far_as_full(precision):
+    """The gathered gradients are not those of a scaled loss, and must not be divided by the scale."""
+    made = []
+    for chosen in ("fp32", precision):
+        torch.manual_seed(0)
+        net = ConvNet(channels=1, size=4, width=4, depth=1, classes=3)
+        x, y = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
+        start = flatten(net)
+        experts = Experts([[start, start + 0.1 * torch.randn(len(start))]])
+        method = TESLA(per_class=1, inner=3, span=1, before=0, lr=50.0, augment="", steps=2)
+        pixels, _, rate = method(Run(precision=chosen, device="cpu"), model=net, data=torch.utils.data.TensorDataset(x, y),
+                                 experts=experts)
+        still, _, _ = dataclasses.replace(method, steps=0)(Run(device="cpu"), model=net, experts=experts,
+                                                           data=torch.utils.data.TensorDataset(x, y))
+        made.append((pixels - still, rate - method.inner_rate))
+    (full, rate), (half, rate_half) = made
+    assert full.abs().max() > 1e-3 and (half - full).norm() < 0.1 * full.norm()
+    assert (rate_half - rate).abs() < 0.1 * rate.abs()
+
+
+def test_no_more_weights_are_remembered_for_more_inner_steps(monkeypatch):
+    plain, seen, held = TESLA.gradient, [], {}
+
+    def gradient(self, model, weights, *given, **named):
+        seen.append(weakref.ref(weights))
+        held[self.inner] = max(held.get(self.inner, 0), len({id(r()) for r in seen if r() is not None}))
+        return plain(self, model, weights, *given, **named)
+    monkeypatch.setattr(TESLA, "gradient", gradient)
+    for inner in (3, 20):
+        seen.clear()
+        TESLA(inner=inner, augment="", steps=1, span=1, before=0, per_class=1)(
+            Run(), model=copy.deepcopy(NET), data=torch.utils.data.TensorDataset(X, Y), experts=Experts([[START, END]]))
+    assert 0 < held[20] <= held[3]

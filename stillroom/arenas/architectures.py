@@ -23,7 +23,7 @@ SHARE = 0.4        # of the teacher's parameters that an architecture may have
 class Cells:
     """Networks of one cell, used twice: 5⁶ = 15,625 of them (see `models.cells`). An architecture is a list of six words."""
 
-    def __init__(self, width: int = 4, classes: int = 10, channels: int = 1):
+    def __init__(self, width: int = 8, classes: int = 10, channels: int = 1):
         self.width, self.classes, self.channels = width, classes, channels
 
     def random(self) -> list[str]:

@@ -19,14 +19,14 @@ def ink(seed: int = 0, kind: Kind = "gin") -> Cast:
     """Zeros and ones as graphs without labels: a node for every dark pixel, an edge between neighbours in a row or column.
 
     teaches(graphs, y, weight)   test accuracy of five new networks taught by these alone
-    real()                       the same by real graphs of SHARE of the nodes or a little more, mean of ten draws, a network each
+    some()                       the same by real graphs of SHARE of the nodes or a little more, mean of ten draws, a network each
     everything()                 the same by all of them, two networks
     """
     train, test = _ground(seed)
     judge = partial(teaches, model=partial(GraphNet, kind, labels=1, classes=2, width=32), test=test, seed=seed)
     return Cast({"data": train}, data="graphs of scikit-learn's digits, 0 against 1", train=train, test=test,
                 nodes=sum(g.nodes for g in train.graphs), teaches=lambda *made, nets=5: judge(*made, nets=nets)[0],
-                real=lambda: _real(seed, kind), everything=lambda: _everything(seed, kind))
+                some=lambda: _some(seed, kind), everything=lambda: _everything(seed, kind))
 
 
 def inked(image: np.ndarray) -> Graph:
@@ -50,7 +50,7 @@ def _ground(seed: int) -> tuple[Graphs, Graphs]:
 
 
 @lru_cache(maxsize=8)
-def _real(seed: int, kind: Kind) -> float:
+def _some(seed: int, kind: Kind) -> float:
     cast = ink(seed, kind)
     torch.manual_seed(seed)
     draws = [some_of_each(cast.train, SHARE * cast.nodes) for _ in range(10)]

@@ -59,7 +59,7 @@ class PointNet(Module):
 
 
 class UNet(Module):
-    """For images whose side can be halved `len(widths) − 1` times: a residual block a scale down, one at the bottom, one a scale up.
+    """For images whose side can be halved `len(widths) − 1` times: a residual block a scale on the way down, one below, one up.
 
     channels  of the images; widths: channels of each scale, multiples of 8; classes: 0 if unconditional
     """
@@ -95,7 +95,8 @@ class UNet(Module):
 
 def point_judge(width: int) -> nn.Sequential:
     """Features [batch, width] → logits [batch]."""
-    return nn.Sequential(nn.Linear(width, width), nn.GroupNorm(_groups(width), width), nn.SiLU(), nn.Linear(width, 1), nn.Flatten(0))
+    return nn.Sequential(
+        nn.Linear(width, width), nn.GroupNorm(_groups(width), width), nn.SiLU(), nn.Linear(width, 1), nn.Flatten(0))
 
 
 def image_judge(width: int, side: int) -> nn.Sequential:

@@ -28,9 +28,9 @@ class ActorCritic(Module):
 
 
 def gaze(size: int, hidden: int = 64, out: int = 64) -> nn.Sequential:
-    """Observations [batch, size] → features [batch, out] of about unit size for whitened observations, orthogonal weights."""
-    layers = [nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, out)]
-    return nn.Sequential(*(_orthogonal(layer, 2**0.5) for layer in layers))
+    """Observations [batch, size] → features [batch, out], of unit variance where the observations are white."""
+    enter, leave = _orthogonal(nn.Linear(size, hidden), 2**0.5), _orthogonal(nn.Linear(hidden, out), 1.0)
+    return nn.Sequential(enter, nn.ReLU(), leave)
 
 
 def _tanh(size: int, hidden: int, out: int, last: float) -> nn.Sequential:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
+from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
-
 
 # --- schedules -------------------------------------------------------------------------------------------------------
 
@@ -39,9 +39,12 @@ def ddpm(levels: int = 1000, first: float = 0.00085, last: float = 0.012, power:
 
 
 def at(sigmas: Tensor, shares: tuple[float, ...]) -> Tensor:
-    """The levels that stand at these shares of a schedule: of 1,000, (1, 0.75, 0.5, 0.25) are numbers 999, 749, 499, 249."""
-    if not shares or not all(0 < s <= 1 for s in shares):
-        raise ValueError(f"shares of the schedule lie in (0, 1], not {shares}")
+    """The levels that stand at these shares of a schedule: of 1,000, (1, 0.75, 0.5, 0.25) are numbers 999, 749, 499, 249.
+
+    Raises `Refused` unless the shares lie in (0, 1] and fall.
+    """
+    if not shares or list(shares) != sorted({s for s in shares if 0 < s <= 1}, reverse=True):
+        raise Refused(f"{tuple(shares)} are no steps through a noise schedule", "shares from 1 down, such as 1.0 0.75 0.5 0.25")
     return sigmas[[max(0, round(s * len(sigmas)) - 1) for s in shares]]
 
 

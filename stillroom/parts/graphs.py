@@ -40,7 +40,8 @@ class Graph(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Graph":
         """The same on another device."""
-        return Graph(*(t.to(device) for t in self[:6]), number=self.number)
+        labels, edges, kinds, degree, roots, member = (t.to(device) for t in self[:6])
+        return Graph(labels, edges, kinds, degree, roots, member, self.number)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ class Trees:
 
     def forest(self, numbers: Iterable[int]) -> Graph:
         """Trees side by side as one graph: edges point from child to parent, the readout pools the roots alone."""
-        labels, degree, edges = [], [], []
+        labels: list[int] = []
+        degree: list[int] = []
+        edges: list[tuple[int, int, int]] = []
         waiting = deque((number, -1, 0) for number in numbers)
         roots = len(waiting)
         while waiting:                                   # breadth first: the roots are the first nodes
@@ -249,7 +252,7 @@ def _holders(sets: Sequence[Iterable[int]]) -> list[tuple[int, int]]:
 def _frequent(holders: list[tuple[int, int]], least: int) -> Iterator[tuple[tuple[int, ...], int]]:
     everyone = -1                                        # all bits set: what the empty set is contained in
     often = [(item, bits) for item, bits in holders if bits.bit_count() >= least]
-    waiting = deque([((), everyone, often)])
+    waiting: deque[tuple[tuple[int, ...], int, list[tuple[int, int]]]] = deque([((), everyone, often)])
     while waiting:
         chosen, common, items = waiting.popleft()
         more = [(item, both) for item, bits in items if (both := common & bits).bit_count() >= least]

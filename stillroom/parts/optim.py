@@ -25,15 +25,17 @@ class Optimiser:
         self.scaler: torch.amp.GradScaler | None = None     # set by Run under fp16
         self.checked = False                                # set by Run: all of it is kept
 
-    def step(self, progress: float) -> bool | None:
-        """Step on the gathered gradients and drop them. True: moved; False: fp16 overflow, skipped; None: gradient not finite."""
+    def step(self, progress: float, scaled: bool = True) -> bool | None:
+        """Step on the gathered gradients and drop them. True: moved; False: fp16 overflow, skipped; None: gradient not finite.
+        scaled: under fp16 they are those of a scaled loss; not so where a method gathered them by itself."""
+        scaler = self.scaler if scaled else None
         rate = self.lr(progress) if callable(self.lr) else self.lr
         for group, scale, decayed in zip(self.inner.param_groups, self.scales, self.decayed, strict=True):
             group["lr"] = rate * scale
             if self.decay and decayed:
                 group["weight_decay"] = self.decay(progress)
-        if self.scaler:
-            self.scaler.unscale_(self.inner)
+        if scaler:
+            scaler.unscale_(self.inner)
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         finite = bool(norm.isfinite())
@@ -41,10 +43,10 @@ class Optimiser:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.clip, norm)
         if finite:
             self.inner.step()
-        if self.scaler:
-            self.scaler.update()
+        if scaler:
+            scaler.update()
         self.inner.zero_grad(set_to_none=True)
-        return finite or (False if self.scaler else None)
+        return finite or (False if scaler else None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else {}}

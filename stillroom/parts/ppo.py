@@ -38,8 +38,8 @@ class Envs:
         try:
             self.envs = [gymnasium.make(make) if isinstance(make, str) else make() for _ in range(count)]
         except (gymnasium.error.Error, ModuleNotFoundError) as error:
-            raise Refused(f"gymnasium cannot make {make!r}: {error}",
-                          "a name from `gymnasium.pprint_registry()`, with its package before it: minigrid:MiniGrid-Empty-5x5-v0") from error
+            known = "a name from `gymnasium.pprint_registry()`, after its package if it has one: minigrid:MiniGrid-Empty-5x5-v0"
+            raise Refused(f"gymnasium cannot make {make!r}: {error}", known) from error
         space, actions = self.envs[0].observation_space, self.envs[0].action_space
         if not isinstance(actions, gymnasium.spaces.Discrete | gymnasium.spaces.Box):
             raise Refused(f"actions in {actions} are not supported", "an environment with Discrete or Box actions")
@@ -108,8 +108,11 @@ class Envs:
     def _step(self, i: int, act) -> tuple[Tensor, float, bool, bool]:
         self.played[i].append(act)
         space = self.envs[i].action_space
-        given = act + self.first if self.discrete else np.asarray(act, space.dtype).reshape(space.shape).clip(space.low, space.high)
-        obs, reward, terminated, truncated, _ = self.envs[i].step(given)
+        if self.discrete:
+            act = act + self.first
+        else:
+            act = np.asarray(act, space.dtype).reshape(space.shape).clip(space.low, space.high)
+        obs, reward, terminated, truncated, _ = self.envs[i].step(act)
         self.returns[i] += float(reward)
         return self._seen(obs), float(reward), bool(terminated), bool(truncated)
 
@@ -156,8 +159,8 @@ def rollout(policy: Module, env: Envs, horizon: int) -> Rollout:
 
 
 def advantage(reward: Tensor, value: Tensor, done: Tensor, gamma: float, trace: float = 0.95) -> Tensor:
-    """Generalised advantage estimates [time, envs] (Schulman et al. 2016, eq. 16): Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ·V_{t+1} − V_t,
-    nothing being carried over the end of an episode. With `done` 0 throughout the stream is not episodic.
+    """Generalised advantage estimates [time, envs] (Schulman et al. 2016, eq. 16): Σ_l (γλ)^l δ_{t+l} with
+    δ_t = r_t + γ·V_{t+1} − V_t, nothing carried over the end of an episode. With `done` 0 throughout the stream has no episodes.
 
     reward, done [time, envs], value [time + 1, envs]; trace is λ. Where time ran out add γ·rest to the reward.
     """
@@ -178,7 +181,8 @@ def minibatches(epochs: int, count: int, **fields: Tensor) -> Iterator[SimpleNam
             yield SimpleNamespace(**{name: field[index.to(field.device)] for name, field in flat.items()})
 
 
-def losses(policy: Module, part: SimpleNamespace, clip: float = 0.2, entropy: float = 0.01, value: float = 0.5) -> dict[str, Tensor]:
+def losses(policy: Module, part: SimpleNamespace, clip: float = 0.2, entropy: float = 0.01,
+           value: float = 0.5) -> dict[str, Tensor]:
     """The terms of PPO (Schulman et al. 2017, eq. 7 and 9), each weighed, mean over samples: policy, value, entropy.
 
     part: obs, action, logp as played, gain (the advantage; here it gets mean 0 and deviation 1) [n], goal, the returns to be

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from stillroom.errors import Refused
 from stillroom.measure.generation import frechet, modes_covered, sliced_wasserstein
 from stillroom.models.denoisers import PointNet, UNet, image_judge, point_judge
 from stillroom.parts import diffusion
@@ -51,8 +52,8 @@ def test_shares_of_a_schedule_are_the_papers_step_numbers():
     numbers = torch.arange(1000.0)
     assert diffusion.at(numbers, (1.0, 0.75, 0.5, 0.25)).tolist() == [999, 749, 499, 249]
     assert diffusion.at(numbers, (0.4,)).tolist() == [399]
-    for wrong in ((), (0.0,), (1.2,)):
-        with pytest.raises(ValueError, match="shares"):
+    for wrong in ((), (0.0,), (1.2,), (0.5, 1.0), (0.5, 0.5)):
+        with pytest.raises(Refused, match="shares"):
             diffusion.at(numbers, wrong)
 
 
@@ -115,7 +116,8 @@ def test_vp_weight_is_the_squared_error_of_the_noise():
     _, t = d._seen(noisy, sigma)
     eps = (noisy - clean) / sigma[:, None]
     said = d.net(noisy / (1 + sigma[:, None] ** 2).sqrt(), t)
-    torch.testing.assert_close(diffusion.denoising_loss(d, clean, noisy, sigma), (said - eps).square().mean(), rtol=1e-3, atol=1e-5)
+    loss = diffusion.denoising_loss(d, clean, noisy, sigma)
+    torch.testing.assert_close(loss, (said - eps).square().mean(), rtol=1e-3, atol=1e-5)
 
 
 def test_vp_starts_from_noise_itself_at_any_level():
@@ -145,8 +147,9 @@ def test_the_mixture_denoises_better_than_anything_near_it():
     sigma = torch.full((len(clean),), 0.7)
     noisy = clean + 0.7 * torch.randn_like(clean)
     best = (d(noisy, sigma) - clean).square().mean()
-    for wrong in (diffusion.Mixture(d.means * 1.2, 0.2), diffusion.Mixture(d.means, 0.3), diffusion.Mixture(d.means, 0.2, torch.tensor([0.6, 0.4]))):
-        assert (wrong(noisy, sigma) - clean).square().mean() > best
+    wrong = torch.tensor([0.6, 0.4])
+    for means, std, shares in ((d.means * 1.2, 0.2, d.shares), (d.means, 0.3, d.shares), (d.means, 0.2, wrong)):
+        assert (diffusion.Mixture(means, std, shares)(noisy, sigma) - clean).square().mean() > best
 
 
 def test_the_mixtures_draws_have_its_moments():
@@ -238,11 +241,12 @@ def test_one_step_is_the_generator_on_pure_noise_and_several_steps_renoise():
 def test_the_ode_of_a_gaussian_is_solved_exactly_by_its_closed_form():
     d = diffusion.Mixture(torch.tensor([[1.5]]), 0.6)
     z = draws(64, 1)
-    x = 80 * z
-    exact = 1.5 + (x - 1.5) * 0.6 / math.sqrt(0.36 + 80**2)              # σ from 80 to 0 along dx/dσ = (x − D) / σ
-    heun, euler = diffusion.solve(d, z, 40), diffusion.solve(d, z, 40, order=1)
-    assert (heun - exact).abs().max() < 0.01 < (euler - exact).abs().max() < 0.3
-    assert (diffusion.solve(d, z, 200) - exact).abs().max() < 1e-3
+    exact = 1.5 + (80 * z - 1.5) * 0.6 / math.sqrt(0.36 + 80**2)         # σ from 80 to 0 along dx/dσ = (x − D) / σ
+    error = {(n, o): (diffusion.solve(d, z, n, order=o) - exact).abs().max().item() for n in (50, 100, 200) for o in (1, 2)}
+    assert error[200, 2] < 2e-3
+    for n in (50, 100):                              # first and second order: half the step, 1/2 and 1/4 of the error
+        assert 1.7 < error[n, 1] / error[2 * n, 1] < 2.3
+        assert 3.0 < error[n, 2] / error[2 * n, 2] < 5.0
 
 
 def test_one_step_of_ddim_is_one_evaluation_at_the_most_noise():
@@ -272,6 +276,14 @@ def test_the_exact_teacher_samples_its_mixture():
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
+def wake(net):
+    """Weights instead of the zeros with which some layers begin."""
+    for p in net.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
 @pytest.mark.parametrize("net, shape, judge", [
     (PointNet(2, 32), (2,), point_judge(32)), (PointNet(64, 32, classes=3), (1, 8, 8), point_judge(32)),
     (UNet(1, (8, 16), classes=3), (1, 8, 8), image_judge(16, 4)), (UNet(3, (8, 16, 32)), (3, 16, 16), image_judge(32, 4)),
@@ -282,10 +294,7 @@ def test_networks_say_nothing_at_first_then_learn_everything(net, shape, judge):
     sigma = torch.tensor([0.01, 0.1, 1.0, 2.0, 5.0, 80.0])
     torch.testing.assert_close(d(x, sigma, y), (0.25 / (sigma**2 + 0.25)).view(-1, *[1] * len(shape)) * x)
     assert judge(d.features(x, sigma, y)).shape == (6,)
-    torch.nn.init.normal_([p for p in net.parameters() if p.shape and not p.any()][-2])      # wake the last layer
-    for p in net.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.1)
+    wake(net)
     (d(x, sigma, y).square().mean() + judge(d.features(x, sigma, y)).square().mean()).backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
@@ -293,10 +302,7 @@ def test_networks_say_nothing_at_first_then_learn_everything(net, shape, judge):
 @pytest.mark.parametrize("make", [lambda c: PointNet(4, 32, classes=c), lambda c: UNet(1, (8,), classes=c)])
 def test_a_class_is_heard_and_an_unlabelled_sample_is_one_class_of_its_own(make):
     torch.manual_seed(0)
-    net = make(3)
-    for p in net.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.3)
+    net = wake(make(3))
     x, c = draws(1, 1, 2, 2).expand(4, 1, 2, 2), torch.zeros(4)
     told = net(x, c, torch.tensor([0, 1, UNLABELLED, UNLABELLED]))
     assert not torch.allclose(told[0], told[1]) and not torch.allclose(told[0], told[2])
@@ -312,7 +318,7 @@ def test_sliced_wasserstein_of_a_shift_is_known():
     x = draws(500, 3)
     assert sliced_wasserstein(x, x) == 0
     v = torch.tensor([3.0, 0.0, 4.0])
-    assert abs(sliced_wasserstein(x, x + v, directions=20_000) - 5 / math.sqrt(3)) < 0.03
+    assert abs(sliced_wasserstein(x, x + v, directions=4000) - 5 / math.sqrt(3)) < 0.06
     assert abs(sliced_wasserstein(x[:, :1], 2 * x[:, :1]) - x[:, 0].square().mean().sqrt()) < 1e-5
 
 

@@ -67,7 +67,7 @@ def test_under_bf16_it_is_computed_in_fp32():
 
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (0.7, 1.0), (-0.7, 1.0), (0.0, 0.5), (0.0, 2.0)])
 def test_for_gaussians_it_pulls_towards_the_data_and_rests_only_there(mean, std):
-    """Data N(0, 1), generator N(μ, τ²), both denoisers exact: dL/dμ has the sign of μ, dL/dτ that of τ − 1, both 0 at the data."""
+    """Data N(0, 1), generator N(μ, τ²), exact denoisers: dL/dμ has the sign of μ, dL/dτ that of τ − 1, both are 0 at the data."""
     z = draws(20_000, 1)
     mu, tau = torch.tensor(mean, requires_grad=True), torch.tensor(std, requires_grad=True)
     fake = mu + tau * z

@@ -41,7 +41,7 @@ class DisWOT(Recipe):
     population: int = 50        # architectures alive
     tournament: int = 10        # of them compared for a parent
     limit: float = 0.0          # on the cost of an architecture, in the space's own unit; 0: none
-    draws: int = 3              # random weights over which a score is averaged
+    draws: int = 16             # random weights over which a score is averaged; one says little
     probe: int = 64             # samples that an architecture is scored on
     temperature: float = 4.0    # of KD
     alpha: float = 0.9          # share of the teacher in KD
@@ -55,14 +55,14 @@ class DisWOT(Recipe):
         x, y = whole(Subset(data, torch.randperm(len(data))[: self.probe].tolist()))[:2]
         x, y = x.to(run.device), y.to(run.device)
         y = y.where(y != UNLABELLED, Frozen(teacher)(x).argmax(-1))
+        taught = read(teacher, x, y, self.draws)
         scored: list[tuple[float, Any]] = []         # and its architecture, in the order of birth
         run.keep(scored=scored)
 
         for _ in run.loop(steps=self.steps, name="search"):
             arch = child(space, scored, self.population, self.tournament, self.limit)
-            score = fmean(alike(teacher, space.build(arch).to(run.device), x, y) for _ in range(self.draws))
-            scored.append((score, arch))
-            run.log(score=score)
+            scored.append((alike(taught, read(space.build(arch).to(run.device), x, y, self.draws)), arch))
+            run.log(score=scored[-1][0])
 
         student = space.build(max(scored, key=lambda one: one[0])[1])
         kd = KD(temperature=self.temperature, alpha=self.alpha, lr=self.lr, decay=self.decay, batch=self.batch,
@@ -70,26 +70,34 @@ class DisWOT(Recipe):
         return kd(run.part("winner"), student=student, teacher=teacher, data=data)
 
 
-def alike(teacher: Module, student: Module, x: Tensor, y: Tensor) -> float:
-    """M_r + M_s of both architectures with weights drawn anew, in eval mode; 0 is the most that can be had."""
-    (map_t, grad_t), (map_s, grad_s) = (read(gaussian(copy.deepcopy(net)).eval(), x, y) for net in (teacher, student))
-    semantic = relations.channels_of_one if grad_t.shape == grad_s.shape else relations.gram     # of classes, where widths differ
-    return -(relations.gram(map_s, map_t) + semantic(grad_s, grad_t)).item()
+def read(net: Module, x: Tensor, y: Tensor, draws: int) -> list[tuple[Tensor, Tensor]]:
+    """Of each of `draws` random networks of this architecture, in eval mode: the last feature map before pooling, [batch, …],
+    and the gradient of CE in the classifier's weight, [classes, width]. The network that is given stays as it is."""
+    layer, head = last_map(net, x[:1]), classifier(net, x[:1])
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    tap, weight, found = Tap(net, layer), net.get_submodule(head).weight.requires_grad_(), []
+    for _ in range(draws):
+        gaussian(net)
+        with torch.autocast(x.device.type, enabled=False):
+            logits, (last,) = tap(x)
+            found.append((last, *torch.autograd.grad(losses.labels(logits, y), weight)))
+    return found
 
 
-def read(net: Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The last feature map before pooling, [batch, …], and the gradient of CE in the classifier's weight, [classes, width]."""
-    weight = net.requires_grad_(False).get_submodule(classifier(net, x[:1])).weight.requires_grad_()
-    with torch.autocast(x.device.type, enabled=False):
-        logits, (last,) = Tap(net, last_map(net, x[:1]))(x)
-        (grad,) = torch.autograd.grad(losses.labels(logits, y), weight)
-    return last, grad
+def alike(teachers: list[tuple[Tensor, Tensor]], students: list[tuple[Tensor, Tensor]]) -> float:
+    """M_r + M_s, mean over pairs of random networks; 0 is the most that can be had. Where the last layers differ in width, the
+    classes are compared in place of the channels."""
+    scores = []
+    for (map_t, grad_t), (map_s, grad_s) in zip(teachers, students, strict=True):
+        semantic = relations.channels_of_one if grad_t.shape == grad_s.shape else relations.gram
+        scores.append(-(relations.gram(map_s, map_t) + semantic(grad_s, grad_t)).item())
+    return fmean(scores)
 
 
 def trial(seed=0):
     """Cells of six edges and five operations, on handwritten digits; no more than 0.4 of the teacher's parameters."""
     cast = architectures.cells(seed)
-    return DisWOT(population=20, tournament=5, limit=cast.limit, draws=2, steps=100, steps_student=cast.steps), cast
+    return DisWOT(population=20, tournament=5, limit=cast.limit, draws=16, steps=60, steps_student=cast.steps), cast
 
 
 def proof(student, cast):
@@ -98,7 +106,8 @@ def proof(student, cast):
     from scipy.stats import spearmanr
 
     archs, reached = zip(*cast.drawn())
-    scores = [fmean(alike(cast.actors["teacher"], cast.space.build(arch), *cast.probe) for _ in range(5)) for arch in archs]
+    taught = read(cast.actors["teacher"], *cast.probe, 20)
+    scores = [alike(taught, read(cast.space.build(arch), *cast.probe, 20)) for arch in archs]
     costs = [cast.space.cost(arch) for arch in archs]
     return Proof(cast.accuracy(student), beats=fmean(reached), unit="accuracy", baseline="an architecture drawn at random",
                  also={"the largest within the limit": cast.accuracy(cast.largest()),

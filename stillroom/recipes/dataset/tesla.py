@@ -61,18 +61,18 @@ class TESLA(Recipe):
         for _ in run.loop(steps=self.steps):
             start, end = (w.to(run.device) for w in experts.segment(self.span, self.before))    # [weights]
             target = self.told(model, end, pixels) if self.soft else labels
-            weights, total, walked = start, torch.zeros_like(start), []
-            for draw in self.draws(len(pixels)):                 # walk, keeping no graph
-                views = siamese.draw(len(draw), self.augment, run.device)
-                walked.append((weights, draw, views))
+            steps = [(draw, siamese.draw(len(draw), self.augment, run.device)) for draw in self.draws(len(pixels))]
+            weights, total = start, torch.zeros_like(start)
+            for draw, views in steps:                            # walk, keeping no graph
                 total += (g := self.gradient(model, weights, pixels, target, draw, views))
                 weights = weights - rate.detach() * g
 
             distance = (start - end).square().sum()
-            pull = 2 * rate.detach() * (rate.detach() * total - (start - end)) / distance
-            for weights, draw, views in walked:                  # walk again, one graph at a time
+            pull, weights = 2 * rate.detach() * (rate.detach() * total - (start - end)) / distance, start
+            for draw, views in steps:                            # walk the same way again, one graph at a time
                 g = self.gradient(model, weights, pixels, target, draw, views, create_graph=True)
-                (pull @ g).backward(inputs=[pixels])
+                (pull * g).sum().backward(inputs=[pixels])       # not a matrix product: those lose precision under autocast
+                weights = weights - rate.detach() * g.detach()
             run.update(opt)                                      # on the gradients gathered above
             run.update(opt_rate, match=(start - rate * total - end).square().sum() / distance)
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn import Module
 from torch.utils.data import Dataset
 
-from stillroom.arenas.handwriting import handwriting
+from stillroom import arenas
 from stillroom.measure import Proof
 from stillroom.parts import diffusion, optim
 from stillroom.parts.losses import scores
@@ -81,7 +81,7 @@ class DMD2(Recipe):
 
 def trial(seed=0):
     """Handwritten digits of ten classes; the teacher is a small diffusion model of them."""
-    return DMD2(gan=0.03, gan_critic=0.03, lr=5e-4, lr_critic=5e-4, warmup=20, batch=32, steps=300), handwriting(seed)
+    return DMD2(gan=0.03, gan_critic=0.03, lr=5e-4, lr_critic=5e-4, warmup=20, batch=32, steps=300), arenas.handwriting(seed)
 
 
 def proof(generator, cast):
