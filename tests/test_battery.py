@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stillroom import recipe
 from stillroom.errors import Refused
@@ -208,17 +210,22 @@ def test_update_moves_only_what_its_optimiser_owns(name):
     play(name, Observed(check=True), steps=4)
 
 
+class Fresh(Run):
+    """After every update in bf16: a layer computes with the weights as they are now, not with a cast from before."""
+
+    def update(self, opt, **terms):
+        moved = super().update(opt, **terms)
+        for p in opt.params:
+            if p.ndim == 2:
+                first = torch.zeros(1, p.shape[1])
+                first[0, 0] = 1
+                assert torch.equal(F.linear(first, p)[0], p.detach().bfloat16()[:, 0]), "a stale cast of a weight was used"
+        return moved
+
+
 @every
 def test_it_runs_in_bf16_with_fp32_weights_and_no_stale_casts(name):
-    results = []
-    for enabled in (True, False):
-        torch.set_autocast_cache_enabled(enabled)
-        try:
-            results.append(plain(play(name, Run(precision="bf16"), steps=3)))
-        finally:
-            torch.set_autocast_cache_enabled(True)
-    assert same(*results), "the cache of casts changed the result"
-    tensors = [results[0]]
+    tensors = [plain(play(name, Fresh(precision="bf16"), steps=3))]
     while tensors:
         x = tensors.pop()
         assert not isinstance(x, torch.Tensor) or x.dtype != torch.bfloat16
@@ -233,6 +240,7 @@ def same_luck_for_all(monkeypatch):
     def reseed(self, key, step, micro):
         nonlocal calls
         calls = count()
+        torch.manual_seed(crc32(f"{key}/{step}".encode()))
 
     def constant(draw):
         def drawn(*args, **named):
