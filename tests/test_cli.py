@@ -62,7 +62,8 @@ def test_looking_needs_no_torch():
     assert found.returncode == 0, found.stderr[-2000:]
 
 
-def test_help_names_every_command_with_its_line(capsys):
+def test_help_names_every_command_with_its_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
     code, out, _ = say(capsys, "--help")
     files = {p.stem for p in Path(recipe.__file__).parent.glob("commands/[a-z]*.py")}
     assert code == 0 and set(commands()) == files
