@@ -257,15 +257,6 @@ def test_one_step_covers_every_mode_of_a_known_mixture_and_one_step_of_ddim_does
 
 
 @pytest.mark.slow
-def test_real_data_takes_the_generator_beyond_a_teacher_that_is_wrong():
-    cast = arenas.mixture(0, biased=True)
-    biased = cast.distance(cast.solve(18, 2))
-    with_data = cast.distance(cast.draw(RING(Run(), **arenas.mixture(0, biased=True).actors)))
-    without = cast.distance(cast.draw(dataclasses.replace(RING, gan=0.0)(Run(), **arenas.mixture(0, biased=True).actors)))
-    assert with_data < biased and with_data < without, (with_data, biased, without)
-
-
-@pytest.mark.slow
 def test_one_time_scale_is_worse_than_two():
     method, cast = dmd2.trial(0)
     two = cast.frechet(cast.draw(method(Run(), **cast.actors)))
