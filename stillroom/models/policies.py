@@ -28,8 +28,9 @@ class ActorCritic(Module):
 
 
 def gaze(size: int, hidden: int = 64, out: int = 64) -> nn.Sequential:
-    """Observations [batch, size] → features [batch, out], of unit variance where the observations are white."""
-    enter, leave = _orthogonal(nn.Linear(size, hidden), 2**0.5), _orthogonal(nn.Linear(hidden, out), 1.0)
+    """Observations [batch, size] → features [batch, out]: orthogonal weights of gain √2 throughout, as Burda et al. 2018, which
+    makes features of variance 2 where the observations are white."""
+    enter, leave = _orthogonal(nn.Linear(size, hidden), 2**0.5), _orthogonal(nn.Linear(hidden, out), 2**0.5)
     return nn.Sequential(enter, nn.ReLU(), leave)
 
 
