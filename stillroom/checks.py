@@ -39,11 +39,11 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
         return
     with _undisturbed():
         x = _samples(data)
+    y = _labels(data)
+    _labelled(rows, y, len(data), type(recipe).__name__)
     if not isinstance(x, Tensor | dict):
         return
     _in_range(x, student, teacher)
-    y = _labels(data)
-    _labelled(rows, y, len(data), type(recipe).__name__)
     nets = {name: net for name, net in (("student", student), ("teacher", teacher)) if isinstance(net, Module)}
     if "logits" in rows.get("reads", ""):
         _classes({name: _width(name, net, x) for name, net in nets.items()}, data, y)
@@ -246,7 +246,7 @@ def _labelled(rows: Mapping[str, str], y: Tensor | None, size: int, name: str) -
     missing, needs = int((y == UNLABELLED).sum()), rows.get("data", "")
     if needs.startswith("labelled") and missing:
         raise Refused(f"{name} needs a label for every sample; {missing} of {len(y)} have none",
-                      "leave those out (arenas.alone.labelled), or take a method that learns from both, such as kd")
+                      "leave those out (parts.pairs.by_label), or take a method that learns from both, such as kd")
     if needs.startswith("some labelled") and missing == len(y) == size:
         raise Refused(f"no sample has a label, and {name} learns from labels",
                       "label a few, or take a method that needs none, such as ssld")
@@ -275,11 +275,11 @@ def _does_not_take(name: str, net: Module, x: Any, error: Exception) -> Refused:
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     if wants and has and len(has) == 3 and wants[0] != has[0]:
         return Refused(f"the {name} takes images of {wants[0]} channels; the data have {has[0]}",
-                       f"zoo.data(…, channels={wants[0]}), or zoo.model(…, channels={has[0]})")
+                       f"--channels {wants[0]}; in Python zoo.data(…, channels={wants[0]}), or zoo.model(…, channels={has[0]})")
     if wants and has and tuple(wants) != has:
         size = wants[1] if wants[1] == wants[2] else tuple(wants[1:])
         return Refused(f"the {name} takes images of {_by(wants)}; the data have {_by(has)}",
-                       f"zoo.data(…, size={size}), or zoo.model(…, size={has[-1]})")
+                       f"--size {wants[1]}; in Python zoo.data(…, size={size}), or zoo.model(…, size={has[-1]})")
     shown = f"samples of shape {list(has)}" if has else f"a batch of {', '.join(x)}" if isinstance(x, dict) else "the samples"
     return Refused(f"the {name} does not take {shown}: {said}", "give it data of the size and channels it was built for")
 

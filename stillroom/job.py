@@ -23,7 +23,6 @@ from torch.utils.data import Subset
 
 from stillroom import recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
-from stillroom.arenas.alone import Alone
 from stillroom.batches import to_device, whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof
@@ -96,8 +95,7 @@ def _named(chosen: Settings) -> Job:
         elif actor.name in chosen.actors:
             torch.manual_seed(_number(chosen.options["seed"], actor.name))        # a resumed run begins with the same network
             made[actor.name] = zoo.actor(actor.type, chosen.actors[actor.name], **context)
-    kind = Alone if chosen.recipe == ALONE else recipe.load(chosen.recipe)
-    return Job(chosen, kind(**chosen.fields), made, **known)
+    return Job(chosen, recipe.load(chosen.recipe)(**chosen.fields), made, **known)
 
 
 def _data(spec: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

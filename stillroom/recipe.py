@@ -12,6 +12,7 @@ from typing import Any
 from stillroom.errors import Refused, nearest
 
 ROOT = Path(__file__).parent / "recipes"
+BASELINE = {"alone": ROOT.parent / "arenas" / "alone.py"}      # a recipe without paper, hence without card, trial and proof
 ROWS = ("teacher", "reads", "adapter", "compares", "views", "data", "weights", "learns", "stages", "note")
 
 
@@ -117,14 +118,18 @@ def card(name: str) -> Card:
     return Card(name, file.parent.name, file, short, title, authors, venue, link, rows)
 
 
+def _source(name: str) -> Path:
+    return BASELINE.get(name) or path(name)
+
+
 @cache
 def _tree(name: str) -> tuple[ast.ClassDef, dict[int, str]]:
     """The recipe's class and the comment of every line, from the source alone."""
-    text = path(name).read_text(encoding="utf-8")
+    text = _source(name).read_text(encoding="utf-8")
     classes = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)
                and any(isinstance(b, ast.Name) and b.id == "Recipe" for b in n.bases)]
     if len(classes) != 1:
-        raise ValueError(f"{path(name)}: a file holds exactly one Recipe, this one {len(classes)}")
+        raise ValueError(f"{_source(name)}: a file holds exactly one Recipe, this one {len(classes)}")
     comments = {t.start[0]: t.string.lstrip("# ").strip()
                 for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
     return classes[0], comments
@@ -149,8 +154,7 @@ def actors(name: str) -> list[Field]:
 
 def module(name: str):
     """The recipe's module, imported: its class, `trial` and `proof`."""
-    file = path(name)
-    return import_module(f"stillroom.recipes.{file.parent.name}.{file.stem}")
+    return import_module(".".join(_source(name).relative_to(ROOT.parents[1]).with_suffix("").parts))
 
 
 def load(name: str) -> type[Recipe]:

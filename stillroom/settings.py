@@ -28,14 +28,6 @@ OPTIONS = [
     Field("skip_corrupt", "bool", False, "leave damaged images out instead of stopping"),
 ]
 ALONE = "alone"      # labels and nothing else, by `stillroom teach`: arenas/alone.py
-ALONE_ACTORS = [Field("student", "Module", ..., "what learns"), Field("data", "Dataset", ..., "samples with labels")]
-ALONE_FIELDS = [
-    Field("lr", "float", 0.05, "of SGD with momentum 0.9, cosine to 0"),
-    Field("decay", "float", 5e-4, "weight decay"),
-    Field("smoothing", "float", 0.0, "of the labels"),
-    Field("batch", "int", 64, "samples per step"),
-    Field("steps", "int", 60_000, "updates"),
-]
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "spec": str, "tuple": tuple, "Literal": Literal}
 
 
@@ -53,8 +45,6 @@ class Settings:
 def signature(name: str) -> tuple[list[Field], list[Field]]:
     """Actors and fields of a recipe, or of `teach`. An actor that may be left out and that no word can name (such as expert
     trajectories) is only for Python, and is not among them. Raises `Refused` for an unknown recipe."""
-    if name == ALONE:
-        return ALONE_ACTORS, ALONE_FIELDS
     return [a for a in recipe.actors(name) if a.default is ... or _nameable(a.type)], recipe.fields(name)
 
 
@@ -66,7 +56,7 @@ def options(name: str) -> list[Field]:
 
 def _nameable(kind: str) -> bool:
     """Whether `zoo.actor` knows what a word means for this annotation."""
-    known = ("Module", "Dataset", "Env", "Tensor", "Callable")
+    known = ("Module", "Dataset", "Env", "Tensor", "Callable", "Space")
     return kind in ("int", "float", "bool", "str") or any(word in kind for word in known)
 
 

@@ -149,7 +149,8 @@ WRONG = {
                                  "the teacher's order (2 are out of place)"),
     "no labels at all": (alone(data=unlabelled), "no sample has a label, and Alone learns from labels", "label a few"),
     "channels": (kd(student=lambda: taught(zoo_mlp()), data=lambda: digits(shape=(3, 8, 8))),
-                 "student takes images of 1 channels; the data have 3", "zoo.data(…, channels=1), or zoo.model(…, channels=3)"),
+                 "student takes images of 1 channels; the data have 3",
+                 "--channels 1; in Python zoo.data(…, channels=1), or zoo.model(…, channels=3)"),
     "image size": (kd(student=lambda: cnn(4), teacher=lambda: taught(zoo_mlp(size=6))),
                    "teacher takes images of 1 × 6 × 6; the data have 1 × 8 × 8", "zoo.data(…, size=6), or zoo.model(…, size=8)"),
     "channels of one's own": (kd(student=lambda: cnn(4, channels=3)),
@@ -183,7 +184,7 @@ def test_raw_timm_models_with_different_scales():
 def test_labels_are_wanted_where_the_card_says_so():
     data = relabelled(UNLABELLED, at=slice(0, 5))
     checks._labelled(card("kd").rows, data.tensors[1], 20, "KD")
-    with pytest.raises(Refused, match=r"KD needs a label for every sample; 5 of 20 have none\n.*labelled"):
+    with pytest.raises(Refused, match=r"KD needs a label for every sample; 5 of 20 have none\n.*by_label"):
         checks._labelled({"data": "labelled images"}, data.tensors[1], 20, "KD")
     checks._labelled({"data": "some labelled"}, torch.full((8,), UNLABELLED), 20, "Alone")      # only the first eight are known
     Alone(steps=1, batch=4)(Run(), student=mlp(), data=data)

@@ -138,7 +138,7 @@ def test_without_noise_a_step_is_that_of_rnd_written_out():
     assert run.values("value")[0] == pytest.approx(expected.item(), rel=1e-3)
     moved = ActorCritic(env.size, env.actions)
     moved.load_state_dict(policy.state_dict())
-    opt = torch.optim.Adam(moved.parameters(), lr=3e-4, eps=1e-5)                    # and the policy moves by the sum of both gains
+    opt = torch.optim.Adam(moved.parameters(), lr=3e-4, eps=1e-5)          # and the policy moves by the sum of both gains
     chances, v = moved(torch.stack(obs).flatten(0, 1))
     scaled = ((gain - gain.mean()) / (gain.std() + 1e-8)).flatten()
     ratio = (chances.log_prob(torch.stack(action).flatten()) - torch.stack(logp).flatten()).exp()

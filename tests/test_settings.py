@@ -12,7 +12,7 @@ from stillroom import recipe, settings
 from stillroom.commands.run import EXTRA
 from stillroom.errors import Refused
 from stillroom.recipe import Field
-from stillroom.settings import ALONE, ALONE_ACTORS, ALONE_FIELDS, OPTIONS, Settings
+from stillroom.settings import ALONE, OPTIONS, Settings
 
 
 def parse(name, *words):
@@ -87,12 +87,13 @@ def test_every_field_has_a_type_that_flags_and_files_can_hold(name):
         assert settings.typed(field.default, settings.hint(field.type), field.name) == field.default
 
 
-def test_what_teach_says_of_itself_is_what_alone_is():
+def test_what_teach_says_of_itself_is_read_from_the_source_of_alone():
     from stillroom.arenas.alone import Alone
 
-    assert {f.name: (f.type, f.default) for f in ALONE_FIELDS} == {
+    assert recipe.load(ALONE) is Alone and ALONE not in recipe.names()
+    assert {f.name: (f.type, f.default) for f in recipe.fields(ALONE)} == {
         f.name: (f.type.__name__, f.default) for f in dataclasses.fields(Alone)}
-    assert [a.name for a in ALONE_ACTORS] == ["student", "data"]
+    assert all(f.help for f in recipe.fields(ALONE)) and [a.name for a in recipe.actors(ALONE)] == ["student", "data"]
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,75 @@ from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.zoo import images, shared
 from stillroom.zoo.sets import cut, few_labels
 
+# --- data and spaces of one's own ------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+from torch.utils.data import TensorDataset
+from stillroom.parts.graphs import graph
+from stillroom.arenas.architectures import Cells
+
+def images(count=30, size=None):
+    draw = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(count, 1, *(size or (8, 8)), generator=draw), torch.arange(count) % 3)
+
+def parts():
+    return {"train": images(12), "val": images(6), "test": images(6)}
+
+def rings():
+    def ring(n, kind):
+        return graph([kind] * n, [(i, (i + 1) % n) for i in range(n)])
+    return [(ring(4 + i % 5, i % 2), i % 2) for i in range(30)]
+
+def strange():
+    return {"learn": images()}
+
+def nothing():
+    return 5
+
+def boxes():
+    return [(torch.rand(3), [1.0, 2.0]) for _ in range(4)]
+
+def cells(width=4):
+    return Cells(width=width)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return lambda name: f"file:{tmp_path / 'own.py'}:{name}"
+
+
+def test_data_of_ones_own_by_a_function(own):
+    data = zoo.data(own("images") + "?count=12", size=6)
+    assert len(data) == 12 and data.shape == (1, 6, 6)
+    assert data.classes == ["0", "1", "2"] and data.targets.tolist() == [0, 1, 2] * 4
+    split = zoo.splits(own("parts"))
+    assert [len(split.train), len(split.valid), len(split.test)] == [12, 6, 6]
+    assert data.fingerprint != split.train.fingerprint == zoo.splits(own("parts")).train.fingerprint
+
+
+def test_graphs_of_ones_own_reach_a_recipe_by_the_command(own, tmp_path):
+    from stillroom.cli import main
+
+    assert main(["run", "mirage", "--data", own("rings"), "--folder", str(tmp_path / "run"), "--size", "0.2"]) == 0
+    assert (tmp_path / "run" / "made.json").exists()
+
+
+def test_a_space_of_ones_own(own):
+    assert zoo.actor("Space", own("cells") + "?width=6").width == 6
+
+
+@pytest.mark.parametrize(("name", "wrong", "remedy"), [
+    ("images?size_=3", "takes no 'size_'", "did you mean 'size'"), ("strange", "gave a split 'learn'", "train"),
+    ("nothing", "gave a int, no data set", "TensorDataset"), ("boxes", "no class numbers", "-100 for none")])
+def test_data_of_ones_own_that_will_not_do(own, name, wrong, remedy):
+    with pytest.raises(Refused) as error:
+        zoo.splits(own(name))
+    assert wrong in str(error.value) and remedy in str(error.value)
+
+
 # --- data: digits and what every set can do --------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("option", "regime", "seed"), [("", "clean", 1), ("?labels=50", "few", 0), ("?noise=0.4", "noisy", 2)])

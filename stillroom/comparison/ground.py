@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
-from stillroom import arenas
+from stillroom import arenas, checks
 from stillroom.batches import whole
 from stillroom.errors import Refused
 from stillroom.measure.classification import predict
@@ -112,7 +112,8 @@ def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: di
 
 
 def _check(made: Ground) -> None:
-    """Teacher and student take the samples and tell as many classes apart as the data have. Raises `Refused`."""
+    """The teacher was trained; both take the samples and tell as many classes apart as the data have. Raises `Refused`."""
+    checks.taught(made.teacher, {})
     x = torch.stack([made.train[i][0] for i in range(2)])
     for who in ("teacher", "student"):
         try:

@@ -15,7 +15,6 @@ import numpy as np
 from torch.nn import Module
 
 from stillroom import checks, recipe, settings
-from stillroom.arenas.alone import Alone
 from stillroom.comparison.files import read, write
 from stillroom.comparison.ground import Ground, ground
 from stillroom.comparison.judge import fingerprint
@@ -41,16 +40,15 @@ class Contestant:
 
     @property
     def kind(self) -> type:
-        return Alone if self.recipe == ALONE else recipe.load(self.recipe)
+        return recipe.load(self.recipe)
 
     @property
     def described(self) -> list[Field]:
-        return settings.ALONE_FIELDS if self.recipe == ALONE else recipe.fields(self.recipe)
+        return recipe.fields(self.recipe)
 
     @property
     def actors(self) -> list[str]:
-        known = settings.ALONE_ACTORS if self.recipe == ALONE else recipe.actors(self.recipe)
-        return [a.name for a in known if a.name in ACTORS]
+        return [a.name for a in recipe.actors(self.recipe) if a.name in ACTORS]
 
     @property
     def slug(self) -> str:

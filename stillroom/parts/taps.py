@@ -61,7 +61,8 @@ class Stages:
             if isinstance(self.model, Teacher):
                 inputs = self.model.scaled(*inputs)
             for hook in self.inner._forward_pre_hooks.values():      # a model of the zoo scales its input there
-                inputs = hook(self.inner, inputs) or inputs
+                seen = hook(self.inner, inputs)
+                inputs = inputs if seen is None else seen if isinstance(seen, tuple) else (seen,)
             last, maps = self.inner.forward_intermediates(inputs[0], indices=self.which)
             return self.inner.forward_head(last), maps
 

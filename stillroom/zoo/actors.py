@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import Refused
-from stillroom.zoo import arrays
+from stillroom.zoo import arrays, own
 from stillroom.zoo.data import data
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.models import model
@@ -25,6 +25,7 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     Env, Envs         a world: gym:ID
     Tensor            npz:PATH?array=NAME, or all images of a data set
     Callable          file:PATH.py:callable, not called
+    Space             what file:PATH.py:callable returns, called with its options
     int, float, str   the value itself
 
     context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data.
@@ -51,6 +52,8 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
         if asked.kind != "file":
             raise Refused(f"{spec!r} names no callable", "it reads file:PATH.py:callable")
         return callable_in(asked)[1]
+    if kind == "Space":
+        return own.called(parse(spec), classes=context.get("classes"), channels=context.get("channels"))
     if kind in ("int", "float", "str", "bool"):
         return _value(kind, spec)
     raise Refused(f"a {annotation} cannot be named on the command line", "call the recipe from Python and hand it over")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stillroom.errors import Refused
-from stillroom.zoo import arrays, folders, images, shared, tables
+from stillroom.zoo import arrays, folders, images, own, shared, tables
 from stillroom.zoo.sets import SPLITS, Arrays, Given, Set, cut, few_labels, noisy_labels
 from stillroom.zoo.specs import Spec, near, parse, take
 
@@ -21,8 +21,10 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
 
     digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x, y;
     images, labels; data, target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
-    where the shared data are. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for
-    npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`.
+    where the shared data are · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by
+    split; x may be anything that the method takes. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share
+    of them wrong; for npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for file
+    the arguments of the callable.
 
     size          height and width, or one number: cut to these proportions around the middle, and resized
     skip_corrupt  leave images out that cannot be read; without it they are named and refused
@@ -66,7 +68,7 @@ def splits(spec: str, *, size: Size = None, channels: int | None = None, skip_co
 
 def _given(spec: str, size: Size, channels: int | None, skip: bool, seed: int) -> tuple[Spec, Given]:
     asked = parse(spec)
-    named = {"folder": folders.given, "hf": tables.given, "npz": arrays.given}
+    named = {"folder": folders.given, "hf": tables.given, "npz": arrays.given, "file": own.given}
     alone = {"digits": _digits, **dict.fromkeys(shared.NAMES, shared.given)}
     known = f"data read {', '.join(alone)}, {', '.join(f'{kind}:…' for kind in named)}"
     if asked.kind not in named | alone:

@@ -130,7 +130,8 @@ def _words(data: Set, kind: str) -> str:
     some = "" if labelled == len(data) else f", {labelled:,} labelled"
     known = f"{len(data.classes)} classes{some}" if labelled else "no labels"
     left = f", {data.left_out} corrupt left out" if data.left_out else ""
-    return f"{data.name}: {len(data):,} {kind} of {' × '.join(map(str, data.shape))}, {known}{left}"
+    shape = f" of {' × '.join(map(str, data.shape))}" if data.shape else ""
+    return f"{data.name}: {len(data):,} {kind}{shape}, {known}{left}"
 
 
 def _digest(*things: Any) -> str:
