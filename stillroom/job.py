@@ -74,7 +74,8 @@ def _trial(chosen: Settings) -> Job:
     method, cast = module.trial(chosen.options["seed"])
     method = replace(method, **{k: v for k, v in chosen.fields.items() if k in chosen.given})
     judges = vars(cast)
-    shape = tuple(whole(judges["test"], 1)[0].shape[1:]) if "test" in judges else None
+    sample = judges["test"][0][0] if "test" in judges else None
+    shape = tuple(sample.shape) if isinstance(sample, Tensor) else None
     return Job(replace(chosen, fields=asdict(method)), method, cast.actors, cast.data, shape=shape,
                valid=judges.get("valid"), test=judges.get("test"), cast=cast, proof=module.proof)
 

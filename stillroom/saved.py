@@ -86,6 +86,7 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], about: dict[str,
     if tensors:
         file = folder / f"{name}.safetensors"
         _atomic(file, lambda new: save_file(tensors, new))
+        file.chmod(folder.stat().st_mode & 0o666)      # safetensors lets nobody else read; the folder knows who may
         about["weights"] = {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
     try:
         text = json.dumps(about, indent=1, ensure_ascii=False)

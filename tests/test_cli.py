@@ -457,3 +457,10 @@ def test_try_shows_the_numbers_and_whether_they_hold(capsys, monkeypatch):
     monkeypatch.setattr(module, "trial", lambda seed: (type(trial(seed)[0])(steps=1), trial(seed)[1]))
     code, out, _ = say(capsys, "try", "kd")
     assert code == 1 and "IT DOES NOT HOLD" in out
+
+
+def test_a_trial_on_graphs_is_a_run_too():
+    from stillroom import job, settings
+
+    ready = job.prepare(settings.defaults("mirage"))
+    assert ready.shape is None and ready.cast is not None

@@ -106,9 +106,10 @@ def resume(words: list[str]) -> None:
 
 def finish(ready: "Job", folder: Path, quiet: bool) -> None:
     """Carry the job out and say what came of it."""
-    from stillroom import job
+    from stillroom import job, report
 
     said = job.carry_out(ready, folder, show=not quiet)
     print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s, {ready.settings.fields.get('steps', '')} steps")
+    print(f"its page: {report.page(folder)}")
     if (folder / "student.json").exists():
         print(f"next: stillroom measure {folder}   ·   stillroom export {folder} --onnx")
