@@ -90,7 +90,6 @@ def inside(share: float, name: str, remedy: str) -> None:
 
 # --- the objective -----------------------------------------------------------------------------------------------------
 
-@torch.compiler.disable
 def terms(hidden: Tensor, head: Head, taught: tuple[Tensor, Head] | Tensor | Top | None = None, labels: Tensor | None = None, *,
           per: Literal["tokens", "batch"] | float, compare: Callable = forward_kl, temperature: float = 1.0,
           top: int | None = None, mask: Tensor | None = None, vocabulary: int | None = None,
@@ -130,8 +129,8 @@ def terms(hidden: Tensor, head: Head, taught: tuple[Tensor, Head] | Tensor | Top
     asked = [term for term, given in enumerate((taught, labels)) if given is not None]
     merged = together is not None and len(asked) == 2
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, head.weight, head.bias))
-    task = Task(head.scale, head.cap, taught, answers, both, factor, factor.abs().max(), asked, merged, compare, temperature, top, ids,
-                chunk or max(64, hidden.shape[-1] // 2), grad)
+    task = Task(head.scale, head.cap, taught, answers, both, factor, factor.abs().max(), asked, merged, compare, temperature, top,
+                ids, chunk or max(64, hidden.shape[-1] // 2), grad)
     return Terms(*Walk.apply(flat, head.weight, head.bias, task))
 
 
@@ -143,7 +142,7 @@ def shared(head: Head, taught, vocabulary: int | None) -> int:
         theirs = len(taught[1].weight) if isinstance(taught, tuple) else taught.shape[-1]
     if vocabulary is None and own != theirs:
         raise Refused(f"the student's head has {own} ids, the teacher's {theirs}",
-                      "encode one text with both tokenizers; if the ids agree, give the number of those they share as vocabulary=…")
+                      "encode one text with both tokenizers; if the ids agree, give the number they share as vocabulary=…")
     if vocabulary is not None and not 0 < vocabulary <= min(own, theirs):
         raise Refused(f"vocabulary={vocabulary}, but the heads have {own} and {theirs} ids", f"at most {min(own, theirs)}")
     return vocabulary or own
@@ -205,7 +204,7 @@ class Walk(torch.autograd.Function):
                     block = slice(i, min(i + few, len(at)))
                     values[:, at[block]], found = descend(task, at[block], own[block], None if theirs is None else theirs[block])
                     for slope, f in zip(slopes, found):
-                        slope[block] = f                         # the logits of these rows have served: their derivatives take over
+                        slope[block] = f                         # the logits of these rows have served; derivatives replace them
                 for n in range(kept if task.grad else 0):
                     if to_hidden:
                         d_hidden[n, at] = slopes[n] @ w
@@ -222,7 +221,7 @@ class Walk(torch.autograd.Function):
     @staticmethod
     def backward(ctx, soft, hard):
         if torch.is_grad_enabled():                              # create_graph=True would take these gradients for constants
-            raise Refused("a chunked objective is not differentiated twice", "use the dense formula where create_graph=True is needed")
+            raise Refused("a chunked objective is not differentiated twice", "use the dense formula for create_graph=True")
         task, upstream = ctx.task, torch.stack([soft, hard])
         if task.merged and soft != hard:
             raise Refused("soft and hard come back with different factors, but together=(…) keeps one gradient for both",
@@ -255,7 +254,7 @@ def shaped(logits: Tensor, scale: float, cap: float | None, exact: torch.dtype) 
 
 
 def descend(task: Task, at: Tensor, raw: Tensor, theirs: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """Of the tokens `at`: values [terms, rows], and one gradient a term, or one for both, in the student's raw logits [rows, ids]."""
+    """Of the tokens `at`: values [terms, rows] and, a term or for both, the gradient in the student's raw logits [rows, ids]."""
     weights, T, slopes = task.weights[:, at], task.temperature, []
     z = shaped(raw, task.scale, task.cap, weights.dtype)
     values = torch.zeros_like(weights)
@@ -282,8 +281,10 @@ def target(task: Task, at: Tensor, theirs: Any, exact: torch.dtype) -> tuple[Ten
     """The teacher's log-probabilities, and the ids they are of, the tail last; None: of all ids."""
     if isinstance(task.taught, Top):
         ids, logp = (x.flatten(0, -2)[at] for x in task.taught)
-        listed = logp.to(exact).exp().sum(-1, keepdim=True) if ids.shape[-1] < task.ids else torch.ones_like(logp[:, :1], dtype=exact)
-        return ids, torch.cat([logp.to(exact), torch.log1p(-listed.clamp(max=1))], -1).clamp(min=NEVER)
+        logp = logp.to(exact)
+        listed = logp.exp().sum(-1, keepdim=True).clamp(max=1)
+        tail = torch.log1p(-listed if ids.shape[-1] < task.ids else -torch.ones_like(listed))     # rounding is no mass
+        return ids, torch.cat([logp, tail], -1).clamp(min=NEVER)
     if isinstance(task.taught, Tensor):
         z = shaped(task.taught.flatten(0, -2)[at, : task.ids], 1.0, None, exact)
     else:
