@@ -209,7 +209,7 @@ def test_top_k_is_the_formula_over_k_ids_and_a_tail(made, compare, formula):
 
 
 def test_the_tail_lies_between_what_k_ids_say_and_what_all_say(made):
-    """KL over ids and tail = KL of the two masses + listed mass · KL renormalised; merging ids never adds (log-sum inequality)."""
+    """KL over ids and tail = KL of the two masses + listed mass · KL renormalised; merging never adds (log-sum inequality)."""
     hidden, weight, bias, taught, _ = made
     p, q = dense(hidden, Head(weight, bias), taught)
     (p_k, q_k), one = bucketed(p, q, 4), torch.eye(B * S, dtype=torch.float64).view(B * S, B, S)
