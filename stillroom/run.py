@@ -201,10 +201,11 @@ class Run:
         return x
 
     def part(self, name: str) -> "Run":
-        """A run for a recipe inside a recipe: same machine, own names."""
+        """A run for a recipe inside a recipe: same machine, own names, own folder in the folder."""
         part = object.__new__(type(self))
         part.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
         part.step, part.progress, part._loop = 0, 0.0, None
+        part.folder = self.folder / name if self.folder else None
         part._root, part._path = self._root, f"{self._path}{name}/"
         return part
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from stillroom import Run
+from stillroom.arenas.synthetic import synthetic
 from stillroom.errors import Refused
 from stillroom.models.convnet import ConvNet
-from stillroom.parts import siamese
+from stillroom.parts import siamese, whiten
 from stillroom.parts.flat import flat_call, flatten
 from stillroom.parts.teachers import Experts
 from stillroom.recipes.dataset.tesla import TESLA
@@ -148,14 +150,121 @@ def test_segments_start_and_end_where_they_may(tmp_path):
     assert seen == {(10.0 * i + t, 10.0 * i + t + 2) for i in range(3) for t in range(3)}
     short = Experts([[torch.zeros(1), torch.ones(1)]])
     assert [w.item() for w in short.segment(5, 20)] == [0.0, 1.0]
-    experts.save(tmp_path / "experts.safetensors")
-    again = Experts.load(tmp_path / "experts.safetensors")
-    assert all(torch.equal(a, b) for p, q in zip(experts.paths, again.paths, strict=True) for a, b in zip(p, q, strict=True))
-    (tmp_path / "other").write_bytes(b"nothing")
-    with pytest.raises(Refused, match="no experts"):
-        Experts.load(tmp_path / "other")
     with pytest.raises(Refused, match="two moments"):
         Experts([[torch.zeros(1)]])
+    with pytest.raises(Refused, match="there is no expert"):
+        Experts().segment(1, 0)
+
+
+def test_experts_of_a_folder_are_read_from_there(tmp_path):
+    paths = [[torch.full((2,), 10.0 * i + j).double() for j in range(i + 2)] for i in range(3)]
+    Experts(paths, tmp_path / "experts")
+    again = Experts(folder=tmp_path / "experts")
+    assert [[w.tolist() for w in path] for path in again.paths] == [[w.tolist() for w in path] for path in paths]
+    assert again.last().dtype == torch.float64 and again.last().tolist() == [1.0, 1.0]
+    again.put(1, paths[2])                                          # anew from here on: what came later is of another run
+    assert [len(path) for path in again.paths] == [2, 4]
+    (tmp_path / "experts" / "00001.safetensors").unlink()
+    with pytest.raises(Refused, match=r"00001\.safetensors is missing"):
+        Experts(folder=tmp_path / "experts").first(3)
+    (tmp_path / "experts" / "00000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(Refused, match="holds no expert"):
+        Experts(folder=tmp_path / "experts")
+
+
+def test_of_a_file_no_more_is_read_than_is_asked_for(tmp_path):
+    def private():
+        """Memory of this process that no file stands for, in kilobytes."""
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0])
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not say whose memory is a file's")
+    Experts([[torch.zeros(2_000_000), torch.ones(2_000_000)]], tmp_path)            # 16 MB
+    before = private()
+    experts = Experts(folder=tmp_path)
+    start, end = experts.segment(1, 0)
+    assert end.sum() == 2_000_000 and start.sum() == 0 and private() - before < 4_000
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopped(Run):
+    """Saves after every step, and goes away before its step number `stop`."""
+
+    def __init__(self, folder, stop=None, **named):
+        super().__init__(folder, save_every=-1.0, **named)
+        self.stop, self.done = stop, 0
+
+    def loop(self, *args, **named):
+        for content in super().loop(*args, **named):
+            if self.done == self.stop:
+                raise Stop
+            self.done += 1
+            yield content
+
+
+@pytest.mark.parametrize("stop", [6, 7, 11, 20, 22])
+def test_a_stop_loses_no_expert_and_the_checkpoint_holds_none(stop, tmp_path):
+    """Three experts of seven steps, then matching. In memory, in a folder, and in one that was stopped, the same comes out."""
+    torch.manual_seed(0)
+    net, data = ConvNet(3, 1, 8, width=4, depth=1), torch.utils.data.TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
+    method = TESLA(experts=3, epoch=3, steps_expert=7, batch_expert=6, lr_expert=0.1, augment="crop", per_class=1, inner=2,
+                   before=2, lr=1.0, steps=4)
+    wanted = method(Run(), model=copy.deepcopy(net), data=data)
+    with pytest.raises(Stop):
+        method(Stopped(tmp_path, stop), model=copy.deepcopy(net), data=data)
+    files = sorted((tmp_path / "experts").glob("*"))
+    assert [f.name for f in files] == [f"{n:05}.safetensors" for n in range(min(3, stop // 7))]
+    written = [f.read_bytes() for f in files]
+    held = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["things"]
+    assert len(held["path"]) == (-(-(stop % 7) // 3) if stop < 21 else 0)            # of the expert that is being taught
+    again = method(Stopped(tmp_path, resume=True), model=copy.deepcopy(net), data=data)
+    assert all(map(torch.equal, wanted, again))
+    assert [f.read_bytes() for f in files] == written, "what was done before the stop was done again"
+    assert not torch.load(tmp_path / "checkpoint.pt", weights_only=True)["things"]["path"]
+
+
+def test_an_expert_that_is_missing_when_a_run_goes_on_is_refused(tmp_path):
+    net, data = ConvNet(3, 1, 8, width=4, depth=1), torch.utils.data.TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
+    method = TESLA(experts=2, epoch=2, steps_expert=2, batch_expert=6, augment="", per_class=1, inner=1, steps=2)
+    method(Run(tmp_path), model=copy.deepcopy(net), data=data)
+    (tmp_path / "experts" / "00000.safetensors").unlink()
+    with pytest.raises(Refused, match=r"00000\.safetensors is missing"):
+        method(Run(tmp_path, resume=True), model=copy.deepcopy(net), data=data)
+
+
+def test_a_network_that_cannot_be_drawn_anew_is_refused_before_it_is_taught(tmp_path):
+    class Shifted(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3)
+            self.shift = nn.ParameterList([nn.Parameter(torch.zeros(3))])
+
+    with pytest.raises(Refused, match="shift"):
+        TESLA(per_class=1)(Run(tmp_path), model=nn.Sequential(nn.Flatten(), Shifted()), data=torch.utils.data.TensorDataset(X, Y))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_whitened_images_are_what_experts_and_networks_learn_from():
+    """The paper's CIFAR setting is that of data that were whitened before; with no step made, real images come out."""
+    cast = synthetic(0, per_class=2, zca=0.1)
+    model, data = cast.actors["model"], cast.actors["data"]
+    found, method = whiten.zca(data.tensors[0], 0.1), TESLA(zca=0.1, per_class=2, experts=1, epoch=1, steps_expert=2, inner=2)
+    made = [dataclasses.replace(method, zca=eps, steps=2)(Run(), model=copy.deepcopy(model), data=images)
+            for eps, images in ((0.1, data), (0.0, whiten.whitened(data, 0.1)))]
+    assert all(map(torch.equal, *made))
+    pixels, labels, rate = dataclasses.replace(method, steps=0)(Run(), model=copy.deepcopy(model), data=data)
+    assert (torch.cdist(cast.looks(pixels).flatten(1), data.tensors[0].flatten(1)).min(1).values < 1e-3).all()
+    seen = torch.utils.data.TensorDataset(whiten.apply(cast.test.tensors[0], found), cast.test.tensors[1])
+    plain = synthetic(0, per_class=2).teaches(pixels, labels, rate, test=seen, steps=5, nets=1)
+    assert cast.teaches(pixels, labels, rate, steps=5, nets=1) == plain
+
+
+def test_two_in_one_run_have_experts_of_their_own(tmp_path):
+    run = Run(tmp_path)
+    assert run.part("a").part("b").folder == tmp_path / "a" / "b" and Run().part("a").folder is None
 
 
 def test_it_refuses_to_be_split_before_an_expert_is_taught():

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -14,7 +15,7 @@ from stillroom.models.cells import OPERATIONS, CellNet
 from stillroom.parts.evolution import within
 from stillroom.run import Run
 
-STEPS = 100        # of KD, for whoever is found or drawn
+STEPS = 200        # of KD, for whoever is found or drawn
 DRAWN = 10         # architectures that stand for chance
 TEACHER = ["conv3"] * 6
 SHARE = 0.4        # of the teacher's parameters that an architecture may have
@@ -23,7 +24,7 @@ SHARE = 0.4        # of the teacher's parameters that an architecture may have
 class Cells:
     """Networks of one cell, used twice: 5⁶ = 15,625 of them (see `models.cells`). An architecture is a list of six words."""
 
-    def __init__(self, width: int = 8, classes: int = 10, channels: int = 1):
+    def __init__(self, width: int = 4, classes: int = 10, channels: int = 1):
         self.width, self.classes, self.channels = width, classes, channels
 
     def random(self) -> list[str]:
@@ -48,7 +49,8 @@ def cells(seed: int = 0) -> Cast:
 
     limit      SHARE of the teacher's parameters
     steps      of KD, the budget of all
-    drawn()    DRAWN architectures within the limit, each with the accuracy that it reaches after KD
+    drawn()    DRAWN architectures within the limit, and the accuracy that each reaches after KD
+    ranks(of)  Spearman's correlation of some number for each of the drawn with the accuracy that it reaches
     largest()  the one of most parameters among fifty within the limit, after KD
     probe      64 images and classes, on which architectures are scored
     """
@@ -56,7 +58,7 @@ def cells(seed: int = 0) -> Cast:
     return Cast({"space": space, "teacher": copy.deepcopy(_teacher(seed)), "data": ground.actors["data"]},
                 data=ground.data, space=space, limit=_limit(), steps=STEPS, valid=ground.valid, test=ground.test,
                 accuracy=ground.accuracy, probe=tuple(t[:64] for t in ground.actors["data"].tensors),
-                drawn=lambda: _drawn(seed), largest=lambda: _largest(seed))
+                drawn=lambda: _drawn(seed), ranks=lambda of: _ranks(of, seed), largest=lambda: _largest(seed))
 
 
 def _limit() -> float:
@@ -79,9 +81,15 @@ def _reached(arch: list[str], seed: int) -> Module:
 
 
 @lru_cache(maxsize=4)
-def _drawn(seed: int) -> list[tuple[list[str], float]]:
+def _drawn(seed: int) -> tuple[list[list[str]], list[float]]:
     archs, judge = _some(DRAWN, seed), digits("noisy", seed).accuracy
-    return [(arch, judge(_reached(arch, seed))) for arch in archs]
+    return archs, [judge(_reached(arch, seed)) for arch in archs]
+
+
+def _ranks(of: Iterable[float], seed: int) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(list(of), _drawn(seed)[1]).statistic)
 
 
 @lru_cache(maxsize=4)

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 
+from stillroom.errors import Refused
+
 
 def flatten(model: Module) -> Tensor:
     """All parameters in order, copied into one vector [weights]."""
@@ -25,9 +27,16 @@ def flat_call(model: Module, weights: Tensor, *inputs) -> Tensor:
 
 
 def fresh(model: Module) -> Module:
-    """The same network with newly drawn weights, in place: every layer by its own initialisation."""
-    for module in model.modules():
-        draw = getattr(module, "reset_parameters", None)
-        if callable(draw):
-            draw()
+    """The same network with newly drawn weights, in place: every layer by its own initialisation.
+
+    Raises `Refused`, before any is drawn, when a module owns parameters and has no `reset_parameters`: they would stay.
+    """
+    draws = {name: getattr(module, "reset_parameters", None) for name, module in model.named_modules()}
+    for name, draw in draws.items():
+        module = model.get_submodule(name)
+        if not callable(draw) and any(True for _ in module.parameters(recurse=False)):
+            raise Refused(f"{name or 'the network'} ({type(module).__name__}) has weights that cannot be drawn anew",
+                          "give its class a method reset_parameters() that initialises them in place")
+    for draw in filter(callable, draws.values()):
+        draw()
     return model

@@ -1,7 +1,9 @@
 """Who teaches: frozen, following, past, random, several."""
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 
 import torch
@@ -114,15 +116,41 @@ class Ensemble(Module):
 
 
 class Experts:
-    """The ways that networks went while they learnt: of each its weights [weights] at the start and after every epoch."""
+    """The ways that networks went while they learnt: of each its weights [weights] at the start and after every epoch.
 
-    def __init__(self, paths: Sequence[Sequence[Tensor]]):
-        if not paths or any(len(path) < 2 for path in paths):
+    paths   of each expert its weights, in that order
+    folder  where experts lie, one safetensors file each, and where further ones are written; they are mapped from there, and
+            only what is asked for is read. Without it all of them stay in memory.
+    Raises `Refused` for a file that holds no expert.
+    """
+
+    def __init__(self, paths: Iterable[Sequence[Tensor]] = (), folder: str | Path | None = None):
+        self.folder = Path(folder) if folder else None
+        self.paths = [_mapped(file) for file in takewhile(Path.exists, map(self._file, count()))] if self.folder else []
+        for path in paths:
+            self.put(len(self.paths), path)
+
+    def put(self, number: int, path: Sequence[Tensor]) -> None:
+        """Make `path` expert `number`, and the last. Its file is written whole or not at all."""
+        if len(path) < 2:
             raise Refused("an expert needs its weights at two moments or more", "teach experts for an epoch at least")
-        self.paths = [list(path) for path in paths]
+        self.first(number)
+        if self.folder:
+            _write(self._file(number), path)
+        self.paths[number:] = [_mapped(self._file(number)) if self.folder else list(path)]
+
+    def first(self, number: int) -> "Experts":
+        """These experts, if there are so many: those above are left out. Raises `Refused` when one is missing."""
+        if len(self.paths) < number:
+            raise Refused(f"{self._file(len(self.paths)) if self.folder else 'an expert'} is missing",
+                          "put it back, or teach the experts anew in another folder")
+        del self.paths[number:]
+        return self
 
     def segment(self, span: int, before: int) -> tuple[Tensor, Tensor]:
         """Weights of a random expert at an epoch up to `before`, drawn evenly, and `span` epochs later (as far as it went)."""
+        if not self.paths:
+            raise Refused("there is no expert", "give the paths of some, or the folder where they lie")
         path = self.paths[int(torch.randint(len(self.paths), ()))]
         span = min(span, len(path) - 1)
         start = int(torch.randint(min(before, len(path) - 1 - span) + 1, ()))
@@ -132,22 +160,29 @@ class Experts:
         """Weights of the first expert at its end."""
         return self.paths[0][-1]
 
-    def save(self, file: str | Path) -> None:
-        """Write all of them to one safetensors file, "expert.epoch" → weights."""
-        from safetensors.torch import save_file
+    def _file(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:05}.safetensors"
 
-        save_file({f"{i}.{j}": w for i, path in enumerate(self.paths) for j, w in enumerate(path)}, file)
 
-    @classmethod
-    def load(cls, file: str | Path) -> "Experts":
-        """Read what `save` wrote. Raises `Refused` when the file is something else."""
-        from safetensors.torch import load_file
+def _write(file: Path, path: Sequence[Tensor]) -> None:
+    """To a new file, flushed to disk, then renamed: what a checkpoint counts as done is there."""
+    from safetensors.torch import save_file
 
-        found: dict[int, dict[int, Tensor]] = {}
-        try:
-            for name, weights in load_file(file).items():
-                i, j = map(int, name.split("."))
-                found.setdefault(i, {})[j] = weights
-        except Exception as error:
-            raise Refused(f"{file} holds no experts ({type(error).__name__})", "write them with Experts.save") from error
-        return cls([[path[j] for j in sorted(path)] for _, path in sorted(found.items())])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    save_file({"weights": torch.stack(list(path))}, new)         # [moments, weights]
+    with open(new, "rb+") as written:
+        os.fsync(written.fileno())
+    os.replace(new, file)
+
+
+def _mapped(file: Path) -> list[Tensor]:
+    """What `_write` wrote, as tensors that lie in the file."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as found:
+            return list(found.get_tensor("weights"))
+    except Exception as error:
+        raise Refused(f"{file} holds no expert ({type(error).__name__})", "write them with Experts(paths, folder)") from error

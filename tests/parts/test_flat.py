@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stillroom.errors import Refused
 from stillroom.models.convnet import ConvNet
 from stillroom.parts.flat import flat_call, flatten, fresh
 
@@ -38,3 +39,19 @@ def test_fresh_draws_every_layer_anew_by_the_seed_alone():
     first = flatten(fresh(net))
     torch.manual_seed(1)
     assert torch.equal(flatten(fresh(net)), first) and not torch.equal(first, old)
+
+
+@pytest.mark.parametrize(("net", "named"), [
+    (nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.zeros(2)])), r"^1 \(ParameterList\)"),
+    (nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(4, 1)), r"^1 \(MultiheadAttention\)"),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "parametrizations.weight"),
+    (nn.ParameterList([torch.zeros(2)]), "^the network")])
+def test_weights_that_would_stay_are_refused_and_none_is_drawn(net, named):
+    old = flatten(net)
+    with pytest.raises(Refused, match=named):
+        fresh(net)
+    assert torch.equal(flatten(net), old)
+
+
+def test_what_owns_no_weights_needs_no_initialisation():
+    fresh(nn.Sequential(nn.Linear(2, 2), nn.GroupNorm(1, 2, affine=False), nn.BatchNorm1d(2), nn.PReLU(), nn.Flatten()))

@@ -1,6 +1,6 @@
 """DHO: Simple Semi-supervised Knowledge Distillation from Vision-Language Models via Dual-Head Optimization
 
-Kang, Lee, Park, Hwang — arXiv 2025 — https://arxiv.org/abs/2505.07675
+Kang, Lee, Jang, Hwang — arXiv 2025 — https://arxiv.org/abs/2505.07675
 
     teacher   any frozen source of logits; weak or strong, meant for a zero-shot vision-language model
     reads     logits
