@@ -41,8 +41,8 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
     with _alone(folder, rank), resting(teacher.to(device)):
         first = _said(teacher, data, range(min(2, len(data))), device)[1]
         size = CHECK + codecs.size(codec, first.shape[1])
-        told = {"format": FORMAT, "teacher": prints.of_teacher(teacher), "data": prints.of_data(data), "codec": codec,
-                "classes": first.shape[1], "count": len(data), "rows": rows or max(1, SHARD // size)}
+        told: dict[str, Any] = {"format": FORMAT, "teacher": prints.of_teacher(teacher),
+                                "data": prints.of_data(data), "codec": codec, "classes": first.shape[1], "count": len(data), "rows": rows or max(1, SHARD // size)}
         _begin(folder, told)
         progress = Progress(show)
         progress.begin("cache", len(data), 0)
