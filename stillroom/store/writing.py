@@ -42,7 +42,8 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
         first = _said(teacher, data, range(min(2, len(data))), device)[1]
         size = CHECK + codecs.size(codec, first.shape[1])
         told: dict[str, Any] = {"format": FORMAT, "teacher": prints.of_teacher(teacher),
-                                "data": prints.of_data(data), "codec": codec, "classes": first.shape[1], "count": len(data), "rows": rows or max(1, SHARD // size)}
+                                "data": prints.of_data(data), "codec": codec, "classes": first.shape[1],
+                                "count": len(data), "rows": rows or max(1, SHARD // size)}
         _begin(folder, told)
         progress = Progress(show)
         progress.begin("cache", len(data), 0)
