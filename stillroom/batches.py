@@ -4,12 +4,12 @@ import random
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 
 def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: int = 0) -> Iterator[Any]:
@@ -20,14 +20,41 @@ def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: i
 
         raise Refused("this data set has no length or cannot be indexed",
                       "give a map-style data set: an exact resume needs len() and [i]")
-    keys = (positions(len(data), batch, number, seed) for number in range(start, start + count))
+    known = ids(data)
+    keys = (positions(len(data), batch, n, seed) for n in range(start, start + count))
     if isinstance(data, TensorDataset):
-        return (tuple(t[index] for t in data.tensors) for _, index in keys)
-    drawn = ([(seed, p, i) for p, i in zip(at, index.tolist(), strict=True)] for at, index in keys)
+        return (tagged(tuple(t[index] for t in data.tensors), known[index]) for _, index in keys)
+    keyed, again = tee(keys)
+    drawn = ([(seed, p, i) for p, i in zip(at, index.tolist(), strict=True)] for at, index in keyed)
+    content: Iterator[Any]
     if workers:
-        return iter(DataLoader(_Drawn(data), batch_sampler=list(drawn), num_workers=workers, persistent_workers=False))
-    fetch = _Drawn(data)
-    return (default_collate([fetch[key] for key in keys]) for keys in drawn)
+        content = iter(DataLoader(_Drawn(data), batch_sampler=list(drawn), num_workers=workers, persistent_workers=False))
+    else:
+        fetch = _Drawn(data)
+        content = (default_collate([fetch[key] for key in keys]) for keys in drawn)
+    return (tagged(held, known[index]) for held, (_, index) in zip(content, again, strict=False))
+
+
+def ids(data) -> torch.Tensor:
+    """Numbers of the samples in the data set that they come from, [samples]: what `data.ids` says, through `Subset`s, or else
+    their positions."""
+    own = getattr(data, "ids", None)
+    if own is not None:
+        return torch.as_tensor(own)
+    if isinstance(data, Subset):
+        return ids(data.dataset)[torch.as_tensor(list(data.indices), dtype=torch.long)]
+    return torch.arange(len(data))
+
+
+def tagged(content: Any, index: torch.Tensor) -> Any:
+    """The batch, whose first tensor now carries the numbers of its samples as `sample_ids` (Long, on the CPU): a stored
+    teacher looks them up. Any operation on the tensor loses them."""
+    held = content
+    while isinstance(held, list | tuple | dict) and held:
+        held = next(iter(held.values() if isinstance(held, dict) else held))
+    if isinstance(held, torch.Tensor):
+        held.sample_ids = index                          # type: ignore[attr-defined]
+    return content
 
 
 def positions(size: int, batch: int, number: int, seed: tuple) -> tuple[range, torch.Tensor]:
@@ -43,10 +70,11 @@ def positions(size: int, batch: int, number: int, seed: tuple) -> tuple[range, t
 
 @lru_cache(maxsize=8)
 def _permutation(size: int, turn: int, seed: tuple) -> torch.Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(_number(seed, turn)))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(number(seed, turn)))
 
 
-def _number(*words) -> int:
+def number(*words) -> int:
+    """63 bits that follow from the words."""
     return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -58,10 +86,10 @@ class _Drawn(Dataset):
 
     def __getitem__(self, key):
         seed, position, index = key
-        number = _number(seed, "sample", position)
-        torch.default_generator.manual_seed(number)
-        np.random.seed(number % 2**32)
-        random.seed(number)
+        drawn = number(seed, "sample", position)
+        torch.default_generator.manual_seed(drawn)
+        np.random.seed(drawn % 2**32)
+        random.seed(drawn)
         return self.data[index]
 
 
@@ -75,7 +103,10 @@ def whole(data, limit: int | None = None):
 def to_device(content: Any, device: torch.device) -> Any:
     """Tensors of a batch on the device, whatever holds them."""
     if isinstance(content, torch.Tensor):
-        return content.to(device, non_blocking=True)
+        moved = content.to(device, non_blocking=True)
+        if hasattr(content, "sample_ids"):
+            moved.sample_ids = content.sample_ids        # type: ignore[attr-defined]
+        return moved
     if isinstance(content, dict):
         return {k: to_device(v, device) for k, v in content.items()}
     if isinstance(content, list | tuple):

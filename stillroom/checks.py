@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from stillroom.batches import ids, tagged, to_device
 from stillroom.errors import Refused, nearest
 from stillroom.measure.cost import resting
 from stillroom.parts.losses.logits import UNLABELLED
@@ -43,6 +44,7 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
     _labelled(rows, y, len(data), type(recipe).__name__)
     if not isinstance(x, Tensor | dict):
         return
+    tagged(x, ids(data)[:2])
     _in_range(x, student, teacher)
     nets = {name: net for name, net in (("student", student), ("teacher", teacher)) if isinstance(net, Module)}
     if "logits" in rows.get("reads", ""):
@@ -260,10 +262,12 @@ def _width(name: str, net: Module, x: Any) -> int | None:
     if sum(p.numel() for p in inner.parameters()) > LARGE:
         return None
     place = next((p.device for p in inner.parameters()), torch.device("cpu"))
-    batch = {k: v.to(place) for k, v in x.items()} if isinstance(x, dict) else x.to(place)
+    batch = to_device(x, place)
     try:
         with _undisturbed(), resting(net):
             out = net(batch)
+    except Refused:
+        raise
     except Exception as error:
         raise _does_not_take(name, inner, x, error) from error
     return out.shape[1] if isinstance(out, Tensor) and out.ndim == 2 else None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from stillroom.batches import whole
+from stillroom.batches import ids, whole
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
 
@@ -13,10 +13,16 @@ def by_label(data) -> tuple[TensorDataset, TensorDataset] | tuple[Subset, Subset
     """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists."""
     if isinstance(data, TensorDataset):
         has = data.tensors[1] != UNLABELLED
-        return TensorDataset(*(t[has] for t in data.tensors)), TensorDataset(*(t[~has] for t in data.tensors))
+        return _some(data, has), _some(data, ~has)
     targets = getattr(data, "targets", None)
     has = torch.as_tensor(targets if targets is not None else whole(data)[1]) != UNLABELLED
     return Subset(data, has.nonzero().flatten().tolist()), Subset(data, (~has).nonzero().flatten().tolist())
+
+
+def _some(data: TensorDataset, which: Tensor) -> TensorDataset:
+    part = TensorDataset(*(t[which] for t in data.tensors))
+    part.ids = ids(data)[which]                      # type: ignore[attr-defined]
+    return part
 
 
 def pairs(data) -> Dataset:

@@ -95,6 +95,44 @@ class Random(Teacher):
     """A network whose weights were never trained: the given one, frozen as it was initialised."""
 
 
+class Cached(Module):
+    """A teacher's stored outputs in the place of the live one: `Cached(folder)(x)` gives logits [batch, classes].
+
+    folder         what `store.write` wrote
+    teacher, data  where they are given: refused unless the store was written from them
+
+    Rows are found by the numbers that the engine puts on a batch (`x.sample_ids`). Every input of the first ten batches and
+    one of each later batch is checked against what the teacher saw, so that a wrong row is refused. Raises `Refused`.
+    """
+
+    def __init__(self, folder: str | Path, teacher: Module | None = None, data=None):
+        from stillroom.store import Rows, prints
+
+        super().__init__()
+        self.rows, self.asked = Rows(folder), 0
+        about, remedy = self.rows.about, "write a store for it into another folder: stillroom.store.write"
+        if teacher is not None and prints.of_teacher(teacher) != about["teacher"]:
+            raise Refused(f"{folder} is the store of another teacher", remedy)
+        if data is not None and prints.of_data(data) != about["data"]:
+            raise Refused(f"{folder} is the store of another data set, or of other views of it", remedy)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def forward(self, x: Tensor | dict) -> Tensor:
+        from stillroom.store.reading import verify
+
+        first = next(iter(x.values())) if isinstance(x, dict) else x
+        index = getattr(first, "sample_ids", None)
+        if index is None:
+            raise Refused("a stored teacher is asked about inputs that the method made itself, such as crops or parts of a batch",
+                          "use the live teacher, or put the views into the data: store.Views(data, augment, count)")
+        logits, checks = self.rows[index]
+        self.asked += 1
+        some = slice(None) if self.asked <= 10 else slice(self.asked % len(index), self.asked % len(index) + 1)
+        verify(x, checks, some, self.rows.folder)
+        return logits.to(first.device)
+
+
 class Ensemble(Module):
     """Several frozen models: the mean of their softened probabilities, as log-probabilities.
 

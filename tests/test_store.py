@@ -1,0 +1,320 @@
+"""The teacher's store: the same pairs as with the live teacher, whole or refused, and as small as it says."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from stillroom import Run, store
+from stillroom.batches import batches, ids
+from stillroom.errors import Refused
+from stillroom.models.small import cnn, mlp
+from stillroom.parts import views
+from stillroom.parts.pairs import by_label
+from stillroom.parts.teachers import Cached, Frozen
+from stillroom.recipes.classification.dho import DHO
+from stillroom.recipes.classification.kd import KD
+from stillroom.store import codecs, prints
+
+
+class OneByOne(nn.Module):
+    """A teacher whose answer to a sample does not depend, in the last bit, on the size of the batch around it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net.eval()
+
+    def forward(self, x):
+        return torch.cat([self.net(one[None]) for one in x])
+
+
+def augment(x):
+    return views.jitter(views.flip(views.crops(x[None], 1, (0.5, 1.0))[0, 0]))
+
+
+def images(n=40):
+    g = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(n, 1, 8, 8, generator=g), torch.randint(10, (n,), generator=g))
+
+
+def teacher(seed=0):
+    torch.manual_seed(seed)
+    return OneByOne(cnn(4))
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_a_view_follows_from_seed_sample_and_view_alone(mixup):
+    data = store.Views(images(), augment, 3, seed=5, mixup=mixup)
+    first = [data[i][0] for i in range(len(data))]
+    torch.manual_seed(99)
+    assert all(torch.equal(data[i][0], first[i]) for i in reversed(range(len(data))))
+    assert not torch.equal(first[0], first[40]) and not torch.equal(first[0], store.Views(images(), augment, 3, seed=6)[0][0])
+    part = store.Views(Subset(images(), [7, 3]), augment, 3, seed=5)
+    if not mixup:                                                # a partner comes from the data at hand
+        assert torch.equal(part[0][0], first[7]) and torch.equal(part[5][0], first[83])
+    assert len(data.targets) == 120 and bool((data.targets == -100).all()) == bool(mixup)
+
+
+def test_batches_carry_the_numbers_of_their_samples_in_every_process():
+    data = store.Views(images(), augment, 2)
+    for given in (data, Subset(data, range(70, 10, -1))):
+        for workers in (0, 2):
+            for x, _ in batches(given, 16, start=1, count=4, seed=(0,), workers=workers):
+                assert all(torch.equal(one, data[i][0]) for one, i in zip(x, x.sample_ids.tolist(), strict=True))
+                assert not hasattr(x[:4], "sample_ids") and not hasattr(x + 0, "sample_ids")
+
+
+def test_subsets_know_where_their_samples_come_from():
+    data = images()
+    data.tensors[1][::2] = -100
+    labelled, rest = by_label(data)
+    assert ids(labelled).tolist() == list(range(1, 40, 2)) and ids(Subset(rest, [3, 0])).tolist() == [6, 0]
+    x, _ = next(iter(batches(labelled, 8, start=0, count=1, seed=(0,))))
+    assert torch.equal(x, data.tensors[0][x.sample_ids])
+
+
+def test_batches_of_named_tensors_are_tagged_too():
+    class Texts(torch.utils.data.Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, i):
+            return {"ids": torch.full((4,), i), "mask": torch.ones(4)}, 0
+
+    x, _ = next(iter(batches(Texts(), 5, start=0, count=1, seed=(0,))))
+    assert x["ids"].sample_ids.tolist() == x["ids"][:, 0].tolist()
+
+
+# --- in place of the live teacher ------------------------------------------------------------------------------------
+
+class Stop(Exception):
+    pass
+
+
+def test_a_student_is_the_same_bit_for_bit_with_the_store_as_with_the_live_teacher(tmp_path):
+    data, live = store.Views(images(), augment, 2), teacher()
+    stored = Cached(store.write(tmp_path / "store", live, data, batch=7, rows=33), live, data)
+
+    def distilled(who, **run):
+        torch.manual_seed(1)
+        return KD(steps=12, batch=16)(Run(**run), student=mlp(hidden=8), teacher=who, data=data)
+
+    expected = distilled(live)
+    assert same(distilled(stored), expected)
+    assert same(distilled(stored, workers=2), expected)
+    assert same(distilled(stored, accumulate=2), distilled(live, accumulate=2))
+    assert not same(distilled(teacher(1)), expected)
+
+
+def test_a_stopped_run_goes_on_with_the_store_to_the_same_student(tmp_path):
+    data, live = store.Views(images(), augment, 2), teacher()
+    folder = store.write(tmp_path / "store", live, data)
+    torch.manual_seed(1)
+    expected = KD(steps=12, batch=16)(Run(), student=mlp(hidden=8), teacher=live, data=data)
+
+    class Dying(Cached):
+        def forward(self, x):
+            if self.asked == 6:
+                raise Stop
+            return super().forward(x)
+
+    torch.manual_seed(1)
+    with pytest.raises(Stop):
+        KD(steps=12, batch=16)(Run(tmp_path / "run", save_every=-1), student=mlp(hidden=8), teacher=Dying(folder), data=data)
+    torch.manual_seed(2)
+    on = KD(steps=12, batch=16)(Run(tmp_path / "run", resume=True), student=mlp(hidden=8), teacher=Cached(folder), data=data)
+    assert same(on, expected)
+
+
+def test_frozen_hands_the_tag_on(tmp_path):
+    data, live = images(), teacher()
+    stored = Frozen(Cached(store.write(tmp_path, live, data)))
+    x, _ = next(iter(batches(data, 8, start=0, count=1, seed=(0,))))
+    assert torch.equal(stored(x), live(x))
+
+
+def test_a_filtered_data_set_is_looked_up_by_its_original_numbers(tmp_path):
+    data = images()
+    data.tensors[1][::3] = -100
+    live = teacher()
+    stored = Cached(store.write(tmp_path, live, data))
+    for part in by_label(data):
+        x, _ = next(iter(batches(part, 8, start=0, count=1, seed=(0,))))
+        assert torch.equal(stored(x), live(x))
+
+
+# --- refused, never wrong --------------------------------------------------------------------------------------------
+
+def test_inputs_without_a_number_are_refused_with_the_remedy(tmp_path):
+    data = images()
+    stored = Cached(store.write(tmp_path, teacher(), data))
+    x, _ = next(iter(batches(data, 8, start=0, count=1, seed=(0,))))
+    for made in (x[:4], x.flip(-1), torch.cat([x, x])):
+        with pytest.raises(Refused, match=r"store\.Views"):
+            stored(made)
+    data.tensors[1][::2] = -100
+    with pytest.raises(Refused, match="stored teacher"):         # DHO asks about two batches at once
+        DHO(steps=2, batch=8)(Run(), student=mlp(hidden=8), teacher=stored, data=data)
+
+
+def test_other_rows_are_refused(tmp_path):
+    data, live = images(), teacher()
+    stored = Cached(store.write(tmp_path, live, data))
+    other = TensorDataset(data.tensors[0].flip(0), data.tensors[1])
+    for wrong in (other, store.Views(data, augment), TensorDataset(*(t[1:] for t in data.tensors))):
+        with pytest.raises(Refused, match="not those that the teacher"):
+            KD(steps=2, batch=8)(Run(), student=mlp(hidden=8), teacher=stored, data=wrong)
+    with pytest.raises(Refused, match="holds 40"):
+        KD(steps=9, batch=32)(Run(), student=mlp(hidden=8), teacher=stored, data=store.Views(data, None, 2))
+    x, _ = next(iter(batches(data, 8, start=0, count=1, seed=(0,))))
+    for _ in range(30):
+        stored(x)
+    late, _ = next(iter(batches(other, 8, start=0, count=1, seed=(0,))))
+    with pytest.raises(Refused):                                 # one sample of each later batch
+        stored(late)
+
+
+def test_a_changed_teacher_or_data_set_is_refused(tmp_path):
+    data, live = store.Views(images(), augment, 2), teacher()
+    store.write(tmp_path, live, data)
+    for other, given, what in ((teacher(1), data, "teacher"), (live, store.Views(images(), views.flip, 2), "data"),
+                               (live, store.Views(images(), augment, 2, seed=1), "data")):
+        with pytest.raises(Refused, match=f"another {what}"):
+            store.write(tmp_path, other, given)
+        with pytest.raises(Refused, match=f"another {what}"):
+            Cached(tmp_path, other, given)
+    assert prints.of_teacher(Frozen(live, mean=[0.5], std=[1.0])) != prints.of_teacher(Frozen(live, mean=[0.4], std=[1.0]))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+def test_a_damaged_shard_is_named_and_only_it_is_written_again(tmp_path):
+    data, live = images(), teacher()
+    store.write(tmp_path, live, data, rows=16)
+    files = sorted(tmp_path.glob("*.rows"))
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
+    assert len(files) == 3
+    spoilt = bytearray(before[files[1]][0])
+    spoilt[40] ^= 1
+    for content in (bytes(spoilt), bytes(spoilt[:-1]), None):
+        files[1].unlink() if content is None else files[1].write_bytes(content)
+        with pytest.raises(Refused, match=r"000001\.rows(.|\n)*rewrites only this shard"):
+            Cached(tmp_path).rows[torch.arange(40)]
+        store.write(tmp_path, live, data, rows=16)
+        assert all(f.read_bytes() == old for f, (old, _) in before.items())
+    assert all(files[i].stat().st_mtime_ns == before[files[i]][1] for i in (0, 2))
+
+
+def test_two_ranks_write_what_one_writes(tmp_path):
+    data, live = images(), teacher()
+    store.write(tmp_path / "one", live, data, rows=8)
+    store.write(tmp_path / "two", live, data, rows=8, rank=1, ranks=2)
+    with pytest.raises(Refused, match="not finished"):
+        Cached(tmp_path / "two")
+    store.write(tmp_path / "two", live, data, rows=8, rank=0, ranks=2)
+    for file in (tmp_path / "one").glob("*.rows"):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_write_goes_on_and_a_second_writer_is_refused(tmp_path):
+    code = textwrap.dedent(f"""
+        import sys, time; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_store import images, store, teacher
+        live = teacher()
+        slow = live.forward
+        live.forward = lambda x: time.sleep(0.05) or slow(x)
+        store.write({str(tmp_path / "killed")!r}, live, images(), rows=4, batch=2)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "killed" / "000002.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    with pytest.raises(Refused, match="another process"):
+        store.write(tmp_path / "killed", teacher(), images(), rows=4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {f: f.stat().st_mtime_ns for f in (tmp_path / "killed").glob("*.json")}
+    with pytest.raises(Refused, match="not finished"):
+        Cached(tmp_path / "killed")
+    store.write(tmp_path / "killed", teacher(), images(), rows=4)
+    assert all(f.stat().st_mtime_ns == old for f, old in done.items())
+    store.write(tmp_path / "whole", teacher(), images(), rows=4)
+    for file in (tmp_path / "whole").glob("*.rows"):
+        assert file.read_bytes() == (tmp_path / "killed" / file.name).read_bytes()
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    store.write(tmp_path, teacher(), images())
+    told = json.loads((tmp_path / "store.json").read_text())
+    (tmp_path / "store.json").write_text(json.dumps({**told, "format": 99}))
+    with pytest.raises(Refused, match="format 99"):
+        Cached(tmp_path)
+
+
+# --- codecs ----------------------------------------------------------------------------------------------------------
+
+def logits(rows=64, classes=1000, scale=3.0):
+    return scale * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("codec,bytes_each", [("fp32", 4000), ("fp16", 2000), ("bf16", 2000), ("top10", 29), ("top5", 18)])
+def test_a_row_is_as_long_as_it_says(codec, bytes_each):
+    rows = codecs.encode(logits(), codec)
+    assert rows.shape == (64, bytes_each) and rows.dtype == np.uint8 and codecs.size(codec, 1000) == bytes_each
+
+
+def test_a_view_of_a_thousand_classes_takes_at_most_32_bytes_on_disk(tmp_path):
+    live = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000))
+    store.write(tmp_path, live, images(), codec="top10")
+    assert (tmp_path / "000000.rows").stat().st_size == 40 * 31
+
+
+@pytest.mark.parametrize("width", [1, 3, 10, 17])
+def test_packing_is_undone_by_unpacking(width):
+    numbers = np.random.default_rng(0).integers(0, 2**width, (50, 7))
+    packed = codecs.pack(numbers, width)
+    assert packed.shape == (50, math.ceil(7 * width / 8)) and (codecs.unpack(packed, 7, width) == numbers).all()
+
+
+def test_dense_rows_come_back():
+    z = logits()
+    assert torch.equal(codecs.decode(codecs.encode(z, "fp32"), "fp32", 1000), z)
+    assert torch.equal(codecs.decode(codecs.encode(z, "fp16"), "fp16", 1000), z.half())
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
+def test_top_k_keeps_the_largest_and_the_mass_of_the_tail(scale):
+    z = logits(scale=scale)
+    p, q = z.double().softmax(-1), codecs.decode(codecs.encode(z, "top10"), "top10", 1000).double().softmax(-1)
+    top, at = p.topk(10)
+    tail = p.scatter(1, at, 0).sum(-1, keepdim=True)
+    ideal = (tail / 990).expand_as(p).scatter(1, at, top)                        # the same, nothing quantised
+    step = (top[:, :1].log() - top[:, -1:].log()).max().item() / 255
+    assert (q.gather(1, at).log() - top.log()).abs().max() < step + 0.02         # half a step, and fp16 of the ends
+    assert torch.allclose(q.scatter(1, at, 0).sum(-1, keepdim=True), tail, atol=1e-4, rtol=0.03)
+    assert (q > 0).all() and (ideal * (ideal / q).log()).sum(-1).max() < 1e-3    # nats
+
+
+def test_a_k_without_a_tail_and_unknown_codecs_are_refused():
+    for codec, what in (("top10", "no tail"), ("zip", "unknown"), ("top0", "unknown")):
+        with pytest.raises(Refused, match=what):
+            codecs.size(codec, 10)
+    with pytest.raises(Refused, match="fp32"):
+        codecs.encode(torch.full((1, 4), 1e6), "fp16")
