@@ -13,8 +13,8 @@ class ActorCritic(Module):
     hidden    neurons in each of the two layers of actor and critic, which share none
     streams   of reward
 
-    Both begin near zero, weights of gain 0.01 (Burda et al. 2018): all actions are as likely, and where a stream has no reward yet
-    its estimate is no noise in the advantage.
+    Both begin near zero, last weights of gain 0.01 (Burda et al. 2018): all actions are as likely, and a stream without reward
+    brings no noise into the advantage.
     """
 
     def __init__(self, size: int, actions: int, *, continuous: bool = False, hidden: int = 64, streams: int = 2):
