@@ -42,6 +42,22 @@ class Still(gymnasium.Env):
         return np.array([1, 2, 3], np.float32), 0.0, False, False, {}
 
 
+class Road(gymnasium.Env):
+    """Places in a row, and no reward. One action leads on, the other back to the first; which, changes from place to place."""
+
+    length = 8
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (length,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.time = 0, 0
+        return np.eye(self.length, dtype=np.float32)[0], {}
+
+    def step(self, action):
+        self.place, self.time = min(self.place + 1, self.length - 1) if action == self.place % 2 else 0, self.time + 1
+        return np.eye(self.length, dtype=np.float32)[self.place], 0.0, False, self.time == 40, {}
+
+
 class Watched(Run):
     """A run that remembers the terms of every update."""
 
@@ -67,27 +83,53 @@ def same(a, b):
 
 # --- theory ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("visits", [1, 4, 16, 64])
+class Averaging(Run):
+    """A run whose predictor is a table that takes the minimum over all visits so far in every update; nothing else learns."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.fitted = table, []
+
+    def update(self, opt, **terms):
+        if "distil" in terms:
+            slope, = torch.autograd.grad(terms["distil"], self.table)        # of a mean over numbers: 2/d · (table − drawn)
+            self.table.data -= slope * self.table.numel() / 2 / (len(self.fitted) + 1)      # as many visits in every update
+            self.fitted.append(self.table.detach().clone())
+        return True
+
+
+class Table(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.entry = nn.Parameter(torch.zeros(size))
+
+    def forward(self, look):
+        return self.entry.expand(*look.shape[:-1], -1)
+
+
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
-def test_the_bonus_of_a_tabular_predictor_is_the_pseudo_count(visits, sigma):
-    """The predictor that fits n draws best is their mean: its bonus is σ²/n on average (d = 64)."""
-    torch.manual_seed(0)
-    mean = torch.randn(4000, 64)
-    fitted = torch.zeros(4000, 64)
-    for n in range(1, visits + 1):
-        drawn = mean + sigma * torch.randn_like(mean)
-        fitted += (drawn - fitted) / n
-    bonus = (fitted - mean).square().mean(-1)
-    assert bonus.mean().item() == pytest.approx(sigma**2 / visits, rel=0.01)
+def test_the_bonus_of_a_tabular_predictor_is_the_pseudo_count(sigma):
+    """Fitted to the recipe's draws at n visits it is off by σ²/n: .25, .0625, .0156."""
+    actors = cast(world=Still, count=2)
+    target = gaze(actors["env"].size, out=20_000)                        # as many numbers, each a sample of its own
+    nn.init.normal_(target[-1].bias)
+    table = Table(20_000)
+    run = Averaging(table.entry)
+    RDD(steps=16, sigma=sigma, horizon=2, epochs=1, minibatches=1)(run, **actors | {"predictor": table, "target": target})
+    centre = target(torch.zeros(actors["env"].size))                     # what never varies is zero when whitened
+    for visits in (4, 16, 64):
+        bonus = (run.fitted[visits // 4 - 1] - centre).square().mean().item()
+        assert bonus == pytest.approx(sigma**2 / visits, rel=0.04), visits
 
 
 def test_a_predictor_taught_by_the_recipe_finds_the_mean_and_not_the_draws():
     """One place, many visits: the error to the draws stays σ², the bonus falls far below."""
     run, actors = Watched(), cast(world=Still)
-    actors["predictor"] = nn.Linear(actors["env"].size, 64)
-    RDD(steps=60, lr_predictor=3e-3, **{**FAST, "lr": 0.0})(run, **actors)
-    look = torch.zeros(1, actors["env"].size)        # what never varies is zero when whitened
+    nn.init.normal_(actors["target"][-1].bias)                           # seen as zeros, it would be zero otherwise
+    RDD(steps=40, lr_predictor=3e-2, **{**FAST, "lr": 0.0})(run, **actors)
+    look = torch.zeros(1, actors["env"].size)
     bonus = (actors["predictor"](look) - actors["target"](look)).square().mean().item()
+    assert run.values("distil")[0] > 1.5
     assert sum(run.values("distil")[-20:]) / 20 == pytest.approx(1.0, rel=0.05)
     assert bonus < 0.05
 
@@ -138,7 +180,7 @@ def test_without_noise_a_step_is_that_of_rnd_written_out():
     assert run.values("value")[0] == pytest.approx(expected.item(), rel=1e-3)
     moved = ActorCritic(env.size, env.actions)
     moved.load_state_dict(policy.state_dict())
-    opt = torch.optim.Adam(moved.parameters(), lr=3e-4, eps=1e-5)          # and the policy moves by the sum of both gains
+    opt = torch.optim.Adam(moved.parameters(), lr=3e-4, eps=1e-5)                    # moved by the sum of both gains
     chances, v = moved(torch.stack(obs).flatten(0, 1))
     scaled = ((gain - gain.mean()) / (gain.std() + 1e-8)).flatten()
     ratio = (chances.log_prob(torch.stack(action).flatten()) - torch.stack(logp).flatten()).exp()
@@ -187,13 +229,15 @@ def test_the_random_network_is_never_moved():
     assert same(before, weights(actors["target"])) and not any(p.requires_grad for p in actors["target"].parameters())
 
 
-def test_novelty_moves_the_policy_where_there_is_no_reward():
-    def learnt(novelty):
-        actors = cast(world=Still)
-        before = weights(actors["policy"].actor)
-        RDD(steps=3, novelty=novelty, entropy=0.0, **FAST)(Run(), **actors)
-        return max((a - b).abs().max().item() for a, b in zip(before, weights(actors["policy"].actor), strict=True))
-    assert learnt(1.0) > 1e-3
+def test_novelty_alone_leads_to_where_nobody_was():
+    """A road without reward: who never turns back sees more of it."""
+    def end(novelty):
+        actors = cast(world=Road, count=8)
+        RDD(steps=20, novelty=novelty, lr_predictor=1e-3, horizon=20, epochs=4, minibatches=2, lr=1e-2)(Run(), **actors)
+        places = torch.arange(Road.length - 1)
+        return actors["policy"](torch.eye(Road.length))[0].probs[places, places % 2].prod().item()      # of walking to the end
+    ours, alone = end(1.0), end(0.0)
+    assert ours > 0.3 and alone < 0.05, (ours, alone)
 
 
 def test_inner_epochs_refuse_accumulation():
@@ -275,15 +319,16 @@ def test_the_world_is_minigrids_own_seen_as_a_standpoint():
 
 
 @pytest.mark.slow
-def test_novelty_sees_more_of_the_world_than_ppo_alone_in_as_many_frames():
-    _, cast = rdd.trial(0)
-    ours, alone = cast.learn(rdd.SMALL), cast.learn(replace(rdd.SMALL, novelty=0.0))
-    assert ours.seen > 1.2 * alone.seen, (ours.seen, alone.seen)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_novelty_sees_more_of_the_world_than_ppo_alone_or_chance_in_as_many_frames(seed):
+    _, cast = rdd.trial(seed)
+    ours, alone, chance = (cast.learn(replace(rdd.SMALL, **other)) for other in ({}, {"novelty": 0.0}, {"lr": 0.0}))
+    assert ours.seen > 1.5 * max(alone.seen, chance.seen), (ours.seen, alone.seen, chance.seen)
 
 
 @pytest.mark.slow
-def test_on_the_same_visits_the_bonus_ranks_states_by_their_counts():
+def test_on_the_same_visits_the_bonus_ranks_states_by_their_counts_better_than_that_of_rnd():
     _, cast = rdd.trial(0)
-    idle = replace(rdd.SMALL, lr=0.0, steps=40)
-    ours, rnd = cast.learn(idle), cast.learn(replace(idle, sigma=0.0))
-    assert ours.seen == rnd.seen and ours.order > 0.8
+    chance = replace(rdd.SMALL, lr=0.0)
+    ours, rnd = cast.learn(chance), cast.learn(replace(chance, sigma=0.0))
+    assert ours.seen == rnd.seen and ours.order > max(0.9, rnd.order), (ours.order, rnd.order)

@@ -12,12 +12,15 @@ class ActorCritic(Module):
     actions   how many there are to choose from, or, where `continuous`, how many numbers make one
     hidden    neurons in each of the two layers of actor and critic, which share none
     streams   of reward
+
+    Both begin near zero, last weights of gain 0.01 (Burda et al. 2018): all actions are as likely, and a stream without reward
+    brings no noise into the advantage.
     """
 
     def __init__(self, size: int, actions: int, *, continuous: bool = False, hidden: int = 64, streams: int = 2):
         super().__init__()
         self.actor = _tanh(size, hidden, actions, last=0.01)
-        self.critic = _tanh(size, hidden, streams, last=1.0)
+        self.critic = _tanh(size, hidden, streams, last=0.01)
         self.log_std = nn.Parameter(torch.zeros(actions)) if continuous else None
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:

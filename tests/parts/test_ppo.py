@@ -300,6 +300,7 @@ def test_a_fresh_policy_is_near_even_and_its_heads_have_the_right_shapes():
     obs = torch.randn(7, 5)
     chances, value = ActorCritic(5, 4, streams=3)(obs)
     assert isinstance(chances, Categorical) and value.shape == (3, 7) and (chances.probs - 0.25).abs().max() < 0.02
+    assert 0 < value.abs().max() < 0.03                                  # or a stream without reward drowns the others
     chances, value = ActorCritic(5, 4, continuous=True)(obs)
     action = chances.sample()
     assert action.shape == (7, 4) and chances.log_prob(action).shape == (7,) and value.shape == (2, 7)

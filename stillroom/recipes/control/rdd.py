@@ -74,20 +74,21 @@ class RDD(Recipe):
         return policy
 
 
-SMALL = RDD(novelty=0.3, clip=0.2, horizon=32, lr=1e-3, steps=150)      # 77 thousand frames
+SMALL = RDD(clip=0.2, horizon=32, lr=1e-3, lr_predictor=1e-3, steps=150)      # 77 thousand frames
 
 
 def trial(seed=0):
-    """Five MiniGrid rooms in a row, behind closed doors; there is no reward before the last."""
+    """Six MiniGrid rooms in a row, behind closed doors; there is no reward before the last."""
     return SMALL, arenas.maze(seed)
 
 
 def proof(policy, cast):
-    """It finds and keeps a way to the goal that PPO does not find in as many frames."""
-    alone, rnd = cast.learn(replace(SMALL, novelty=0.0)), cast.learn(replace(SMALL, sigma=0.0))
-    idle = replace(SMALL, lr=0.0, steps=40)      # the policy stays as it is, so that both see the same
+    """It finds and keeps a way to the goal that PPO does not find in as many frames, because it sees more of the world."""
+    again, alone, rnd = (cast.learn(replace(SMALL, **other)) for other in ({}, {"novelty": 0.0}, {"sigma": 0.0}))
+    chance = replace(SMALL, lr=0.0)              # the policy stays even, so that both predictors see the same
+    even, even_rnd = cast.learn(chance), cast.learn(replace(chance, sigma=0.0))
     return Proof(cast.success(policy), beats=cast.success(alone.policy), unit="% of episodes that reach the goal",
                  baseline="PPO without the bonus",
-                 also={"RND": cast.success(rnd.policy), "states seen by PPO": alone.seen, "states seen by RND": rnd.seen,
-                       "rank correlation of the bonus with 1/n": cast.learn(idle).order,
-                       "that of RND": cast.learn(replace(idle, sigma=0.0)).order})
+                 also={"RND": cast.success(rnd.policy), "states seen": again.seen, "states seen by PPO": alone.seen,
+                       "states seen by RND": rnd.seen, "states seen by chance": even.seen,
+                       "rank correlation of the bonus with 1/n, by chance": even.order, "that of RND": even_rnd.order})
