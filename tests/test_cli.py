@@ -225,7 +225,7 @@ def test_a_run_leaves_everything_that_is_needed_to_repeat_it(capsys, here):
     folder = here / "runs" / "kd-1"
     assert code == 0 and "runs/kd-1" in out and "test samples right" in out
     assert {p.name for p in folder.iterdir()} == {"student.safetensors", "student.json", "run.json", "settings.yaml", "log.jsonl",
-                                                  "checkpoint.pt"}
+                                                  "checkpoint.pt", "report.html"}
     said = json.loads((folder / "run.json").read_text())
     assert (said["recipe"], said["state"], said["options"]["seed"], said["fields"]["steps"]) == ("kd", "finished", 3, 30)
     assert said["actors"]["student"] == "small:mlp?hidden=8" and len(said["data"]["fingerprint"]) >= 16
