@@ -27,7 +27,8 @@ def knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int = 20, 
     said = []
     for part in F.normalize(asked, dim=1).split(batch):
         near, index = (part @ known.T).topk(k, 1)                                    # [part, k]
-        votes = torch.zeros(len(part), classes).to(near).scatter_add_(1, labels[index], (near / temperature).exp())
+        weight = ((near - near[:, :1]) / temperature).exp()                          # to the nearest, lest it overflow
+        votes = torch.zeros(len(part), classes).to(near).scatter_add_(1, labels[index], weight)
         said.append(votes.argmax(1))
     return 100 * (torch.cat(said) == truth).float().mean().item()
 
