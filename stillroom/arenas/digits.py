@@ -32,10 +32,10 @@ def digits(regime: Regime = "few", seed: int = 0) -> Cast:
     Baselines, with the budget of the trials: `alone` (labels only), `kd` (plain KD), `single` (labels
     and teacher on one head, in DHO's batches).
     """
-    ground = _ground(regime, seed)
-    student = _fresh_student(seed)
+    ground = split(regime, seed)
+    teacher, student = copy.deepcopy(_teacher(regime, seed)), _fresh_student(seed)
     return Cast(
-        {"student": student, "teacher": copy.deepcopy(ground.teacher), "data": ground.train},
+        {"student": student, "teacher": teacher, "data": ground.train},
         data=f"scikit-learn digits, {regime}", valid=ground.valid, test=ground.test, labelled=ground.labelled,
         accuracy=lambda net: accuracy(net, ground.test), alone=lambda: _alone(regime, seed),
         kd=lambda: _kd(regime, seed), single=lambda: _single(regime, seed),
@@ -43,7 +43,8 @@ def digits(regime: Regime = "few", seed: int = 0) -> Cast:
 
 
 @lru_cache(maxsize=4)
-def _ground(regime: Regime, seed: int) -> SimpleNamespace:
+def split(regime: Regime, seed: int) -> SimpleNamespace:
+    """The images alone, nothing trained: train, labelled, valid, test; and taught, what the teacher may see."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -70,12 +71,13 @@ def _ground(regime: Regime, seed: int) -> SimpleNamespace:
     has = given != UNLABELLED
     return SimpleNamespace(
         train=TensorDataset(x[train], given), labelled=TensorDataset(x[train][has], given[has]),
-        valid=TensorDataset(x[valid], y[valid]), test=TensorDataset(x[test], y[test]), teacher=_teacher(taught, seed))
+        valid=TensorDataset(x[valid], y[valid]), test=TensorDataset(x[test], y[test]), taught=taught)
 
 
-def _teacher(taught: TensorDataset, seed: int) -> Module:
+@lru_cache(maxsize=4)
+def _teacher(regime: Regime, seed: int) -> Module:
     torch.manual_seed(seed)
-    return Alone(steps=300)(Run(seed=seed), student=cnn(width=16), data=taught)
+    return Alone(steps=300)(Run(seed=seed), student=cnn(width=16), data=split(regime, seed).taught)
 
 
 def _fresh_student(seed: int) -> Module:
@@ -86,7 +88,7 @@ def _fresh_student(seed: int) -> Module:
 @lru_cache(maxsize=4)
 def _alone(regime: Regime, seed: int) -> Module:
     """The student taught by the labels alone, with the budget of the trials."""
-    return Alone(steps=600)(Run(seed=seed), student=_fresh_student(seed), data=_ground(regime, seed).train)
+    return Alone(steps=600)(Run(seed=seed), student=_fresh_student(seed), data=split(regime, seed).train)
 
 
 @lru_cache(maxsize=4)
@@ -94,12 +96,12 @@ def _kd(regime: Regime, seed: int) -> Module:
     """The student taught by plain KD, with the budget of the trials."""
     from stillroom.recipes.classification.kd import KD  # which stands on this ground itself
 
-    ground = _ground(regime, seed)
-    return KD(steps=600)(Run(seed=seed), student=_fresh_student(seed), teacher=copy.deepcopy(ground.teacher), data=ground.train)
+    return KD(steps=600)(Run(seed=seed), student=_fresh_student(seed), teacher=copy.deepcopy(_teacher(regime, seed)),
+                         data=split(regime, seed).train)
 
 
 @lru_cache(maxsize=4)
 def _single(regime: Regime, seed: int) -> Module:
     """The student taught by labels and teacher on one head, with the batches and the budget of DHO's trial."""
-    ground, method = _ground(regime, seed), Single(lr=0.01, steps=600)
-    return method(Run(seed=seed), student=_fresh_student(seed), teacher=copy.deepcopy(ground.teacher), data=ground.train)
+    return Single(lr=0.01, steps=600)(Run(seed=seed), student=_fresh_student(seed),
+                                      teacher=copy.deepcopy(_teacher(regime, seed)), data=split(regime, seed).train)

@@ -93,15 +93,17 @@ class G2SD(Recipe):
 
 
 def trial(seed=0):
-    """Handwritten digits as sixteen patches, fifty of them labelled; the teacher is a masked autoencoder of twice the width."""
-    return G2SD(layers=2, area=1.0, flip=0.0, mixup=0.0, cutmix=0.0, erase=0.0, lr=3e-3, batch=64, steps=300, lr_specific=3e-3,
-                batch_specific=64, steps_specific=200), patches(seed)
+    """Handwritten digits as sixteen patches, fifty of them labelled; settings chosen on validation images of seeds 10 to 12."""
+    return G2SD(layers=2, area=1.0, flip=0.0, mixup=0.0, cutmix=0.0, erase=0.0, lr=1e-3, batch=64, steps=300, lr_specific=6e-3,
+                batch_specific=64, steps_specific=300), patches(seed)
 
 
 def proof(student, cast):
     """Better than the same student as a masked autoencoder of its own, fine-tuned on the labels, with as many steps. Beside it,
-    what the specific stage alone does for that student: on images so small the generic stage need not add to it."""
-    return Proof(cast.accuracy(student), beats=cast.accuracy(cast.alone()), unit="accuracy",
+    the other ways to start and to go on: which of the two stages it was shows only there."""
+    others = {"from scratch, labels": cast.labels("scratch"), "from scratch, specific stage": cast.specific("scratch"),
+              "pre-trained by itself, specific stage": cast.specific("self"), "generic stage, labels": cast.labels("generic"),
+              "the expert": cast.actors["expert"]}
+    return Proof(cast.accuracy(student), beats=cast.accuracy(cast.labels("self")), unit="accuracy",
                  baseline="the student pre-trained by itself, fine-tuned on the labels",
-                 also={"pre-trained by itself, specific stage": cast.accuracy(cast.specific()),
-                       "the expert": cast.accuracy(cast.actors["expert"])})
+                 also={name: cast.accuracy(net) for name, net in others.items()})
