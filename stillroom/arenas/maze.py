@@ -15,7 +15,7 @@ from stillroom.parts import ppo
 from stillroom.parts.stats import RunningMean
 from stillroom.run import Run
 
-ROOMS = 6         # behind each other, with as many doors less one; 20 steps for each of them make an episode
+ROOMS = 7         # behind each other, with as many doors less one; 20 steps for each of them make an episode
 COUNT = 16        # environments side by side
 
 

@@ -78,7 +78,7 @@ SMALL = RDD(clip=0.2, horizon=32, lr=1e-3, lr_predictor=1e-3, steps=150)      # 
 
 
 def trial(seed=0):
-    """Six MiniGrid rooms in a row, behind closed doors; there is no reward before the last."""
+    """Seven MiniGrid rooms in a row, behind closed doors; there is no reward before the last."""
     return SMALL, arenas.maze(seed)
 
 
