@@ -16,7 +16,7 @@ from stillroom.parts import losses, optim, views
 from stillroom.parts.schedules import cosine
 from stillroom.run import Run
 
-STEPS = 300      # of each stage of the student: the budget of the trial
+STEPS, STEPS_TUNING = 300, 400      # of the student's pre-training and of what follows: the budget of the trial
 Start = Literal["scratch", "self", "generic"]
 
 
@@ -48,7 +48,7 @@ def _teacher(seed: int) -> tuple[MAE, Module]:
     torch.manual_seed(seed)
     data = split("clean", seed).train
     mae = _pretrained(_mae(64, 3), data, seed)
-    return mae, _tuned(copy.deepcopy(mae.encoder), data, seed, lr=3e-3, steps=400)
+    return mae, _tuned(copy.deepcopy(mae.encoder), data, seed, lr=3e-3, batch=64)
 
 
 @lru_cache(maxsize=4)
@@ -64,7 +64,7 @@ def _started(start: Start, seed: int) -> MAE:
 
 @lru_cache(maxsize=8)
 def _labels(start: Start, seed: int) -> Module:
-    return _tuned(copy.deepcopy(_started(start, seed).encoder), split("few", seed).labelled, seed, lr=6e-3)
+    return _tuned(copy.deepcopy(_started(start, seed).encoder), split("few", seed).labelled, seed, lr=6e-3, batch=32)
 
 
 @lru_cache(maxsize=8)
@@ -89,12 +89,12 @@ def _pretrained(mae: MAE, data, seed: int) -> MAE:
     return mae
 
 
-def _tuned(encoder: ViT, data, seed: int, lr: float, steps: int = STEPS) -> Module:
+def _tuned(encoder: ViT, data, seed: int, lr: float, batch: int) -> Module:
     """The encoder with a linear head, taught by labels."""
     torch.manual_seed(3000 + seed)
     encoder.head = torch.nn.Linear(encoder.dim, 10)
     run, opt = Run(seed=seed), optim.adamw(encoder, lr=cosine(lr, warmup=0.1), decay=0.05)
     run.keep(encoder=encoder, opt=opt)
-    for x, y in run.loop(data, batch=64, steps=steps):
+    for x, y in run.loop(data, batch=batch, steps=STEPS_TUNING):
         run.update(opt, labels=losses.labels(encoder(x), y))
     return encoder.eval()

@@ -62,7 +62,6 @@ class DINO(Recipe):
         centre = torch.zeros(self.prototypes, device=run.device)
         opt = optim.adamw(student, lr=cosine(self.lr, 1e-6, warmup=0.1), decay=cosine(self.decay, self.decay_end), clip=self.clip)
         run.keep(student=student, teacher=teacher, centre=centre, opt=opt)
-        momentum = cosine(self.momentum, 1.0)
 
         for x, _ in run.loop(data, batch=self.batch, steps=self.steps, whole=True):
             large = self.look(views.crops(x, 2, (self.border, 1.0), size=self.large_size))             # [2, batch, c, h, w]
@@ -73,16 +72,15 @@ class DINO(Recipe):
             feature = torch.cat([body(large.flatten(0, 1)), body(small.flatten(0, 1))])
             guess = head(feature, learn=run.progress >= self.still).unflatten(0, (2 + self.small, -1)) / self.soft
             if run.update(opt, dino=cross_view(guess, target)):
-                teacher.follow(student, momentum(run.progress))
+                teacher.follow(student, cosine(self.momentum, 1.0)(run.progress))
                 centre.lerp_(run.mean(taught.float().mean(0)), 1 - self.centre)
 
         return teacher.model[0]
 
     def look(self, x: Tensor) -> Tensor:
         """Flip and colour of BYOL, for every crop anew."""
-        s = self.colour
-        x = views.jitter(views.flip(x, self.flip), 0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8)
-        return views.solarise(views.blur(views.grey(x, 0.2 * s), 0.5 * s), 0.2 * s)
+        x = views.jitter(views.flip(x, self.flip), *(self.colour * share for share in (0.4, 0.4, 0.2, 0.1)), p=0.8)
+        return views.solarise(views.blur(views.grey(x, 0.2 * self.colour), 0.5 * self.colour), 0.2 * self.colour)
 
 
 def trial(seed=0):
@@ -93,8 +91,7 @@ def trial(seed=0):
 
 def proof(student, cast):
     """Fifty labelled neighbours name more test digits by its features than by those of the network it began as."""
-    others = {"the pixels": cast.pixels, "ours": student, "the same network, untrained": cast.untrained}
+    also = {"the pixels themselves": cast.neighbours(cast.pixels), "linear probe": cast.probe(student),
+            "linear probe, untrained": cast.probe(cast.untrained), "linear probe, pixels": cast.probe(cast.pixels)}
     return Proof(cast.neighbours(student), beats=cast.neighbours(cast.untrained), unit="accuracy of 20 neighbours",
-                 baseline="the same network, untrained",
-                 also={"the pixels themselves": cast.neighbours(cast.pixels),
-                       **{f"linear probe: {who}": cast.probe(net) for who, net in others.items()}})
+                 baseline="the same network, untrained", also=also)
