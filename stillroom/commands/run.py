@@ -18,6 +18,7 @@ EXTRA = [
     Field("folder", "str", "", "where the run goes; runs/NAME-1, -2, … when left out"),
     Field("config", "str", "", "settings from a YAML file, such as another run's settings.yaml; flags win over it"),
     Field("quiet", "bool", False, "no progress"),
+    Field("proof", "bool", True, "on its own trial: make what the recipe must beat, too, which may take longer than the run"),
 ]
 MACHINE = ("device", "workers", "save_every", "compile", "trackers")      # what may change when a run goes on
 ABOUT = """\
@@ -46,7 +47,7 @@ def command(words: Sequence[str]) -> None:
         return
     name, words = named(words)
     chosen, extra = settings.parse(name, words, command=f"stillroom run {name}", about=about(name), extra=EXTRA)
-    begin(chosen, folder=extra["folder"], quiet=extra["quiet"])
+    begin(chosen, folder=extra["folder"], quiet=extra["quiet"], proof=extra["proof"])
 
 
 def named(words: list[str]) -> tuple[str, list[str]]:
@@ -66,7 +67,7 @@ def about(name: str) -> str:
     return f"{card.short}: {card.title}\n{card.authors} — {card.venue} — {card.link}\n\nWithout actors it runs on its own trial."
 
 
-def begin(chosen: Settings, *, folder: str, quiet: bool) -> None:
+def begin(chosen: Settings, *, folder: str, quiet: bool, proof: bool = True) -> None:
     """A new run."""
     from stillroom import job
 
@@ -76,7 +77,7 @@ def begin(chosen: Settings, *, folder: str, quiet: bool) -> None:
         print(f"{chosen.recipe} on its own trial: {ready.words}. On yours: {flags}")
     else:
         print(f"{chosen.recipe} on {ready.words}")
-    finish(ready, job.new_folder(chosen.recipe, folder), quiet)
+    finish(ready, job.new_folder(chosen.recipe, folder), quiet, proof)
 
 
 def resume(words: list[str]) -> None:
@@ -90,7 +91,7 @@ def resume(words: list[str]) -> None:
         return
     chosen = job.reopen(folder)
     free = [replace(f, default=chosen.options[f.name]) for f in settings.options(chosen.recipe) if f.name in MACHINE]
-    flags = [Field("resume", "str", "", "the run's folder"), EXTRA[2], *free]
+    flags = [Field("resume", "str", "", "the run's folder"), *EXTRA[2:], *free]
     for word in words:
         flag = word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
         if flag in {*chosen.fields, *chosen.actors, *chosen.options, "config", "folder"} - set(MACHINE):
@@ -101,14 +102,14 @@ def resume(words: list[str]) -> None:
     ready = job.prepare(chosen)
     if ready.fingerprint != said["data"]["fingerprint"]:
         raise Refused(f"the data have changed since {folder} began: {ready.words}", "put them back, or begin a new run")
-    finish(ready, folder, found["quiet"])
+    finish(ready, folder, found["quiet"], found["proof"])
 
 
-def finish(ready: "Job", folder: Path, quiet: bool) -> None:
+def finish(ready: "Job", folder: Path, quiet: bool, proof: bool) -> None:
     """Carry the job out and say what came of it."""
     from stillroom import job, report
 
-    said = job.carry_out(ready, folder, show=not quiet)
+    said = job.carry_out(ready if proof else replace(ready, proof=None), folder, show=not quiet)
     print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s, {ready.settings.fields.get('steps', '')} steps")
     print(f"its page: {report.page(folder)}")
     if (folder / "student.json").exists():
