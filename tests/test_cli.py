@@ -46,7 +46,7 @@ def say(capsys, *words):
 
 
 def stillroom(*words, **more):
-    return subprocess.run([sys.executable, "-m", "stillroom.cli", *words], capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run([sys.executable, "-m", "stillroom", *words], capture_output=True, text=True, timeout=300, **more)
 
 
 # --- looking -----------------------------------------------------------------------------------------------------------
@@ -253,6 +253,8 @@ def test_without_actors_it_runs_on_its_own_trial_and_says_so(capsys, here):
     trial, _ = recipe.module("kd").trial(0)
     assert settings.read(here / "runs" / "kd-1" / "settings.yaml").fields == {**vars(trial), "steps": 40}
     assert say(capsys, "measure", "runs/kd-1", "--repeats", "5")[0] == 0
+    code, out, _ = say(capsys, "run", "kd", "--steps", "40", "--quiet", "--no-proof")
+    assert code == 0 and "of 500 test samples right" in out and "the student alone" not in out
 
 
 def test_a_teacher_is_made_and_used(capsys, here):

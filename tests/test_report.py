@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from stillroom import report
+from stillroom import report, saved
 from stillroom.arenas.alone import Alone
 from stillroom.comparison import compare
 from stillroom.errors import Refused
@@ -318,6 +318,19 @@ def test_a_single_run_has_a_page_too(browser, tmp_path):
     sheet.goto(report.page(folder).as_uri())
     assert sheet.locator("svg.picture").count() == 2 and complaints == []  # the loss and the accuracy are of two sizes
     assert sheet.inner_text("h1").startswith("<i>kd</i>: 30 updates") and "0.05" in sheet.inner_text("#settings")
+    sheet.close()
+
+
+def test_its_page_shows_the_proof_and_the_images_that_it_made(browser, tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"loop": "loop", "step": 0, "seconds": 1.0, "match": 0.5}) + "\n")
+    proof = {"ours": 84.8, "beats": 68.0, "unit": "accuracy", "better": "higher", "baseline": "<i>real images</i>",
+             "also": {"all": 96.5}, "holds": True}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": "tesla", "result": proof}))
+    saved.save((torch.rand(30, 1, 8, 8), torch.arange(30)), tmp_path)
+    sheet = browser.new_page()
+    sheet.goto(report.page(tmp_path).as_uri())
+    assert sheet.locator("#result tbody tr").count() == 3 and "<i>real images</i>" in sheet.inner_text("#result")
+    assert sheet.evaluate("document.querySelector('img.gallery').naturalWidth") == 10 * (6 * 8 + 2)
     sheet.close()
 
 

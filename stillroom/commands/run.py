@@ -110,7 +110,7 @@ def finish(ready: "Job", folder: Path, quiet: bool, proof: bool) -> None:
     from stillroom import job, report
 
     said = job.carry_out(ready if proof else replace(ready, proof=None), folder, show=not quiet)
-    print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s, {ready.settings.fields.get('steps', '')} steps")
+    print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s")
     print(f"its page: {report.page(folder)}")
     if (folder / "student.json").exists():
         print(f"next: stillroom measure {folder}   ·   stillroom export {folder} --onnx")

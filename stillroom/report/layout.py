@@ -24,6 +24,7 @@ from stillroom.report.pieces import (
 )
 
 MANY = 20          # classes that a strip shows in full
+SHOWN = 200        # images of a made data set
 SMALL = 500        # validation images below which a curve is rough
 
 
@@ -62,9 +63,37 @@ def run(folder: Path) -> str:
     head = (f'<p class="over"><b>stillroom</b> · a run · {text(facts.get("began", ""))}</p>'
             f"<h1>{text(facts.get('recipe', folder.name))}: {words.count(updates, 'update')} in {text(took)}</h1>")
     known = {**facts.get("fields", {}), **{k: v for k, v in facts.items() if not isinstance(v, dict | list)}}
-    return page(f"stillroom run {folder.name}",
-                f'<header>{head}</header><main><section id="log"><h2>Log</h2>{drawn}</section>'
-                f'<section id="settings"><h2>Settings</h2>{pairs(known.items())}</section></main>')
+    parts = {"Result": _reached(facts.get("result", {})), "Made": _made(folder), "Log": drawn, "Settings": pairs(known.items())}
+    return page(f"stillroom run {folder.name}", f"<header>{head}</header><main>" + "".join(
+        f'<section id="{name.lower()}"><h2>{name}</h2>{part}</section>' for name, part in parts.items() if part) + "</main>")
+
+
+def _reached(result: dict[str, Any]) -> str:
+    """What a run was judged to be: its accuracy, or the proof of the recipe's own trial."""
+    if "beats" not in result:
+        return note(f"{result['accuracy']:.2f} % of {result['samples']:,} test samples right") if result else ""
+    rows = {"what was made": result["ours"], f"{result['baseline']} (to be beaten)": result["beats"], **result["also"]}
+    return table([("", "text"), (result["unit"], "desc" if result["better"] == "higher" else "")],
+                 [Row([plain(who), value(words.number(number, 4), number)], "best" if at == 0 else "") for at, (who, number)
+                  in enumerate(rows.items())], f"{result['better'].capitalize()} is better. The proof "
+                 f"{'holds' if result['holds'] else 'does not hold'} with this seed.")
+
+
+def _made(folder: Path) -> str:
+    """The images among the tensors that a run made."""
+    if not (folder / "made.json").exists():
+        return ""
+    from torch import Tensor
+
+    from stillroom import saved
+
+    made = saved.load(folder)
+    for thing in made if isinstance(made, tuple | list) else [made]:
+        if isinstance(thing, Tensor) and thing.ndim == 4 and thing.shape[1] in (1, 3) and thing.is_floating_point():
+            shown = f", the first {SHOWN}" if len(thing) > SHOWN else ""
+            return figures(figure(f"{words.count(len(thing), 'image')} of {thing.shape[2]} × {thing.shape[3]}{shown}", "",
+                                  pictures.gallery(thing[:SHOWN].detach().float().cpu())))
+    return ""
 
 
 # --- sections of a comparison ----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The pictures of the report: inline SVG whose text is text and whose colours follow the page."""
 
+import base64
 import io
 import math
 import re
@@ -203,6 +204,26 @@ def history(lines: list[dict[str, Any]], names: list[str], title: str) -> str:
     axes.grid(axis="y", color=PAINT["line"], lw=0.6)
     axes.legend(frameon=False, labelcolor=PAINT["ink"], handlelength=1.4, fontsize=FONT)
     return _svg(figure, "log-" + re.sub(r"\W+", "-", title), title, "; ".join(said))
+
+
+def gallery(images: Any, columns: int = 10) -> str:
+    """Images [n, 1 or 3, height, width] side by side, each from its darkest to its brightest value, as a PNG in the page."""
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    cells = ((images - low) / (high - low).clamp(min=1e-12) * 255).byte().permute(0, 2, 3, 1).numpy()
+    columns = min(n, columns)
+    step = max(1, 48 // height)                               # a small image is enlarged, its pixels stay sharp
+    sheet = Image.new("RGB", (columns * (width * step + 2), -(-n // columns) * (height * step + 2)), "white")
+    for at, cell in enumerate(cells):
+        one = Image.fromarray(cell if channels == 3 else cell[..., 0])
+        sheet.paste(one.resize((width * step, height * step), Image.Resampling.NEAREST),
+                    (at % columns * (width * step + 2), at // columns * (height * step + 2)))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    coded = base64.b64encode(stream.getvalue()).decode()
+    return f'<img class="gallery" alt="{n} images of {height} × {width}" src="data:image/png;base64,{coded}">'
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
