@@ -25,8 +25,8 @@ from stillroom import recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
 from stillroom.batches import to_device, whole
 from stillroom.errors import Refused
-from stillroom.measure import Proof
-from stillroom.measure.cost import resting, samples
+from stillroom.measure import Proof, accuracy, answers
+from stillroom.measure.cost import placed, resting, samples
 from stillroom.parts.pairs import by_label
 from stillroom.recipe import Recipe
 from stillroom.run import Run
@@ -144,24 +144,6 @@ def learner(things: Mapping[str, Any]) -> Module:
     raise Refused(f"--watch cannot tell which of {', '.join(found) or 'nothing'} is the student", "leave --watch out")
 
 
-def answers(model: Module, data: Any, batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Logits [n, classes] and classes [n] of a whole data set, which is never in memory as a whole."""
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    said, right = [], []
-    with resting(model):
-        for start in range(0, len(data), batch):
-            x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))
-            said.append(model(to_device(x, place)).float().cpu())
-            right.append(y)
-    return torch.cat(said), torch.cat(right)
-
-
-def accuracy(model: Module, data: Any) -> float:
-    """Share of samples whose largest logit is their class, in percent."""
-    logits, y = answers(model, data)
-    return 100 * (logits.argmax(-1) == y).double().mean().item()
-
-
 def loss(model: Module, data: Any) -> float:
     """Mean cross-entropy, in nats."""
     return F.cross_entropy(*answers(model, data)).item()
@@ -182,10 +164,9 @@ def takes(model: Module, sample: Any) -> bool:
 
 
 def _tried(model: Module, x: Any) -> Any:
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with resting(model):
-            return model(to_device(x, place))
+            return model(to_device(x, placed(model)))
     except (TypeError, RuntimeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError):
         return None
 

@@ -35,16 +35,15 @@ def measure(folder: Folder, data: str = "", teacher: str = "", json: bool = Fals
 def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
     """Everything that is measured of one network; `said` are its classes, [samples]."""
     from stillroom import job
-    from stillroom.measure import calibration_error, cost
+    from stillroom.measure import answers, calibration_error, cost
+    from stillroom.measure.classification import right
     from stillroom.measure.cost import bytes_on_disk, parameters
 
     found: dict[str, Any] = {}
     if job.classifies(net, ready.test):
-        logits, y = job.answers(net, ready.test)
+        logits, y = answers(net, ready.test)
         same_classes(net, logits.shape[1], ready)
-        said = logits.argmax(-1)
-        found = {"accuracy": 100 * (said == y).double().mean().item(), "ece": calibration_error(logits, y)}
-        found |= {"samples": len(y), "said": said}
+        found = {"accuracy": right(logits, y), "ece": calibration_error(logits, y), "samples": len(y), "said": logits.argmax(-1)}
     if ready.sample is not None and job.takes(net, ready.sample):
         return found | cost(net, ready.sample, repeats=repeats)
     return {"parameters": parameters(net), "bytes": bytes_on_disk(net)}

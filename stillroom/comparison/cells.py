@@ -15,10 +15,11 @@ from stillroom import measure, recipe, saved, settings
 from stillroom.comparison.bar import Bar
 from stillroom.comparison.files import read, write
 from stillroom.comparison.ground import targets
-from stillroom.comparison.judge import architecture, fingerprint, numbers, right, said, some
+from stillroom.comparison.judge import architecture, fingerprint, numbers, some
 from stillroom.comparison.plan import GRID, Contestant, Plan, call, is_loop, repeat
 from stillroom.comparison.versions import versions
 from stillroom.errors import Refused
+from stillroom.measure.classification import answers, right
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.run import Run
 
@@ -44,7 +45,7 @@ def cell(plan: Plan, contestant: Contestant, seed: int, bar: Bar, retry: bool) -
         facts["fields"] = contestant.fields(updates, batch=plan.batch, **(_tuned(plan) if contestant.role == "tuned" else {}))
         _from_trial(plan, contestant, facts["fields"], seed, folder)
         made, trained = _train(plan, contestant, facts["fields"], seed, folder, bar)
-        logits, y = said(made, ground.test)
+        logits, y = answers(made, ground.test)
         if logits.shape[-1] != len(ground.classes):
             raise TypeError(f"its student tells {logits.shape[-1]} classes apart, the data have {len(ground.classes)}")
         facts |= trained | numbers(logits, y) | _cost(plan, made, ground.shape)
@@ -78,7 +79,7 @@ def tune(plan: Plan, bar: Bar) -> None:
                 trial = {"fields": contestant.fields(updates, batch=plan.batch, alpha=alpha, temperature=temperature)}
                 try:
                     made, trained = _train(plan, contestant, trial["fields"], seed, folder, bar)
-                    logits, y = said(made, plan.ground(seed).valid)
+                    logits, y = answers(made, plan.ground(seed).valid)
                     trial |= {"status": "done", "accuracy": right(logits, y), "loss": F.cross_entropy(logits, y).item(),
                               "seconds": trained["seconds"]}
                 except Exception as error:
@@ -112,7 +113,7 @@ def teacher(plan: Plan, seed: int) -> dict[str, Any]:
         raise Refused(f"{' and '.join('teacher' if k == 'weights' else k for k in marks if marks[k] != found['marks'][k])} "
                       f"changed since {plan.out} was begun", "name another folder with --out, or bring the old ones back")
     if not found:
-        logits, y = said(ground.teacher, ground.test)
+        logits, y = answers(ground.teacher, ground.test)
         first = read(plan.out / "teacher" / f"seed{plan.seeds[0]}.json") or {}
         found = {
             **numbers(logits, y), "says": logits.argmax(-1).tolist(), "marks": marks, "words": ground.words,
@@ -157,7 +158,7 @@ def _train(plan: Plan, contestant: Contestant, fields: dict[str, Any], seed: int
 
     def watch(kept: dict[str, Any]) -> float:
         bar.tick(every)
-        logits, y = said(_learner(kept), valid)
+        logits, y = answers(_learner(kept), valid)
         return right(logits, y) if logits.shape == (len(y), len(ground.classes)) else math.nan
 
     bar.begin(total)

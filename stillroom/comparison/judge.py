@@ -7,28 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import Subset
 
-from stillroom.measure import calibration_error
-from stillroom.measure.classification import predict
+from stillroom.measure.classification import calibration_error, right
 
 BINS = 10      # of the calibration picture
-
-
-def said(net: Module, data: Any, batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Logits [n, classes] and labels [n] of a data set, loaded batch by batch."""
-    if isinstance(data, TensorDataset):
-        return predict(net, data.tensors[0]), data.tensors[1]
-    parts = []
-    for at in range(0, len(data), batch):
-        x, y = default_collate([data[i] for i in range(at, min(at + batch, len(data)))])
-        parts.append((predict(net, x), y))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def right(logits: Tensor, y: Tensor) -> float:
-    """Share of samples whose largest logit is their label, in percent."""
-    return 100 * (logits.argmax(-1) == y).double().mean().item()
 
 
 def numbers(logits: Tensor, y: Tensor) -> dict[str, Any]:

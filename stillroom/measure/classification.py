@@ -3,31 +3,42 @@
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.data import Subset
 
-from stillroom.batches import whole
+from stillroom.batches import to_device, whole
+from stillroom.measure.cost import placed, resting
 
 
-@torch.no_grad()
 def predict(model: Module, x: Tensor, batch: int = 256) -> Tensor:
-    """Logits [n, classes] of a model in eval mode, on its own device; its mode is put back afterwards."""
-    mode, device = model.training, next((p.device for p in model.parameters()), x.device)
-    model.eval()
-    try:
-        return torch.cat([model(part.to(device)).float().cpu() for part in x.split(batch)])
-    finally:
-        model.train(mode)
+    """Logits [n, classes] on the CPU, of a model in eval mode, on its own device; its modes are put back afterwards."""
+    with resting(model):
+        return torch.cat([model(part.to(placed(model))).float().cpu() for part in x.split(batch)])
+
+
+def answers(model: Module, data, batch: int = 256) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] and labels [n] of a data set, which is never in memory as a whole."""
+    said, labels = [], []
+    with resting(model):
+        for start in range(0, len(data), batch):
+            x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))[:2]
+            said.append(model(to_device(x, placed(model))).float().cpu())
+            labels.append(y)
+    return torch.cat(said), torch.cat(labels)
+
+
+def right(logits: Tensor, y: Tensor) -> float:
+    """Share of samples whose largest logit is their label, in percent. logits [n, classes], y [n]."""
+    return 100 * (logits.argmax(-1) == y).double().mean().item()
 
 
 def accuracy(model: Module, data) -> float:
     """Share of samples whose largest logit is their label, in percent."""
-    x, y = whole(data)
-    return 100 * (predict(model, x).argmax(-1) == y).float().mean().item()
+    return right(*answers(model, data))
 
 
 def agreement(model: Module, teacher: Module, data) -> float:
     """Share of samples on which model and teacher say the same, in percent (Stanton et al. 2021)."""
-    x = whole(data)[0]
-    return 100 * (predict(model, x).argmax(-1) == predict(teacher, x).argmax(-1)).float().mean().item()
+    return right(answers(model, data)[0], answers(teacher, data)[0].argmax(-1))
 
 
 def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:

@@ -34,7 +34,7 @@ def cost(model: Module, shape: Sample, *, repeats: int = 50, seconds: float = 5.
     return {
         "parameters": parameters(model), "bytes": bytes_on_disk(model), "flops": flops(model, shape),
         **latency(model, shape, repeats=repeats, seconds=seconds),
-        "threads": torch.get_num_threads(), "device": _place(model).type,
+        "threads": torch.get_num_threads(), "device": placed(model).type,
     }
 
 
@@ -60,17 +60,17 @@ def flops(model: Module, shape: Sample) -> int:
 
     plain = sdpa_kernel(SDPBackend.MATH)                 # fused attention is not counted everywhere
     with resting(model), plain, FlopCounterMode(display=False) as counter:
-        model(to_device(samples(shape, 1), _place(model)))
+        model(to_device(samples(shape, 1), placed(model)))
     return counter.get_total_flops()
 
 
 def latency(model: Module, shape: Sample, *, repeats: int = 50, seconds: float = 5.0) -> dict[str, float]:
     """`p50_B`, `p95_B`: milliseconds of one forward of B samples, for B = 1 and 32."""
     found = {}
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(_place(model).type)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(placed(model).type)
     with resting(model):
         for batch in BATCHES:
-            x = to_device(samples(shape, batch), _place(model))
+            x = to_device(samples(shape, batch), placed(model))
             found.update(_percentiles(batch, _times(partial(model, x), repeats, seconds, wait)))
     return found
 
@@ -125,7 +125,8 @@ def resting(model: Module) -> Iterator[None]:
             m.training = mode
 
 
-def _place(model: Module) -> torch.device:
+def placed(model: Module) -> torch.device:
+    """Where a model lies: the CPU when it has neither weights nor buffers."""
     return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
