@@ -1,6 +1,7 @@
 """What survives a stop: one file, written whole or not at all, read without pickle."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def read(folder: Path | None, resume: bool, seed: int) -> dict[str, Any] | None:
         raise Refused(f"{folder} already holds a run",
                       "resume it (resume=True, `stillroom run --resume FOLDER`) or name another folder")
     try:
+        with zipfile.ZipFile(file) as parts:
+            if bad := parts.testzip():               # torch does not look at the checksums that it writes
+                raise zipfile.BadZipFile(bad)
         state = torch.load(file, map_location="cpu", weights_only=True)
         found = state["seed"], state["format"]
     except Exception as error:
