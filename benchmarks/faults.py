@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--kills 20] [--only kd store …]
 
-Everything happens to real processes (forked, ended by SIGKILL at a random moment, started again by the command that a person would
-use) and real files. A fault is counted as survived when what comes out at last has the same bytes as without it, or when it is
+Everything happens to real processes (forked, ended by SIGKILL at a random moment, started again by the command that a person
+would use) and real files. A fault is counted as survived when what comes out at last has the same bytes as without it, or when it is
 refused in words that name the file; the last column is the most work, in seconds, that a kill has cost. Needs Linux; a full disk
 needs the right to mount a tmpfs in a namespace of its own (`unshare -rm`).
 """
@@ -33,7 +33,8 @@ from stillroom.models.small import cnn
 from stillroom.parts.teachers import Cached
 
 EVERY = 0.2          # seconds between checkpoints
-RUNS = {"kd": ["--steps", "1500"], "dmd2": ["--steps", "150", "--batch", "64"], "g2sd": ["--steps", "60", "--steps-specific", "60"]}
+RUNS = {"kd": ["--steps", "1500"], "dmd2": ["--steps", "150", "--batch", "64"],
+        "g2sd": ["--steps", "60", "--steps-specific", "60"]}
 
 
 class Score(NamedTuple):
@@ -225,7 +226,8 @@ def full(home: Path) -> list[Score]:
     found = subprocess.run(here, capture_output=True, text=True)
     if found.returncode:
         return [Score("full disk", 0, 0, words=f"not tried: {found.stderr.strip().splitlines()[-1]}")]
-    return [Score(f, int(t), int(s), words=w) for f, t, s, w in (line.split("\t") for line in found.stdout.splitlines() if "\t" in line)]
+    rows = [line.split("\t") for line in found.stdout.splitlines() if "\t" in line]
+    return [Score(fault, int(tried), int(good), words=words) for fault, tried, good, words in rows]
 
 
 def inside(home: Path) -> None:
