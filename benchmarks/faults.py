@@ -3,9 +3,9 @@
     python benchmarks/faults.py [--kills 20] [--only kd store …]
 
 Everything happens to real processes (forked, ended by SIGKILL at a random moment, started again by the command that a person
-would use) and real files. A fault is counted as survived when what comes out at last has the same bytes as without it, or when it is
-refused in words that name the file; the last column is the most work, in seconds, that a kill has cost. Needs Linux; a full disk
-needs the right to mount a tmpfs in a namespace of its own (`unshare -rm`).
+would use) and real files. A fault is counted as survived when what comes out at last has the same bytes as without it, or when it
+is refused in words that name the file; the last column is the most work, in seconds, that a kill has cost. Needs Linux; a full
+disk needs the right to mount a tmpfs in a namespace of its own (`unshare -rm`).
 """
 
 import argparse
