@@ -98,8 +98,8 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], about: dict[str,
         old.unlink(missing_ok=True)
 
 
-def _atomic(file: Path, write: Callable[[Path], Any]) -> None:
-    new = file.with_name(f"{file.name}.new")
+def _atomic(file: Path, write: Callable[[Path], Any], by: int = 0) -> None:
+    new = file.with_name(f"{file.name}.{by}.new" if by else f"{file.name}.new")      # several may write the same at once
     try:
         write(new)
         with open(new, "rb+") as opened:

@@ -44,7 +44,7 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
         told: dict[str, Any] = {"format": FORMAT, "teacher": prints.of_teacher(teacher),
                                 "data": prints.of_data(data), "codec": codec, "classes": first.shape[1],
                                 "count": len(data), "rows": rows or max(1, SHARD // size)}
-        _begin(folder, told)
+        _begin(folder, told, rank)
         progress = Progress(show)
         progress.begin("cache", len(data), 0)
         try:
@@ -59,7 +59,7 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
     return folder
 
 
-def _begin(folder: Path, told: dict[str, Any]) -> None:
+def _begin(folder: Path, told: dict[str, Any], rank: int) -> None:
     """store.json, unless it is there already and says the same."""
     file = folder / "store.json"
     if file.exists():
@@ -70,7 +70,7 @@ def _begin(folder: Path, told: dict[str, Any]) -> None:
                           "name another folder, or delete this one: a store belongs to one teacher and one data set")
         return
     text = json.dumps({**told, "version": stillroom.__version__}, indent=1) + "\n"
-    _atomic(file, lambda new: new.write_text(text, encoding="utf-8"))
+    _atomic(file, lambda new: new.write_text(text, encoding="utf-8"), by=rank)
 
 
 def _shard(folder: Path, shard: int, parts: Iterator[np.ndarray]) -> None:
