@@ -31,6 +31,7 @@ from stillroom.parts.pairs import by_label
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
+from stillroom.zoo.specs import moved
 
 
 @dataclass(frozen=True)
@@ -307,13 +308,7 @@ def reopen(folder: Path) -> Settings:
     """The settings of a run. A path that is not here but lies where the run began is meant from there. Raises `Refused`."""
     said = facts(folder)
     chosen, began = settings.read(folder / "settings.yaml", said["recipe"]), Path(said["cwd"])
-
-    def found(spec: str) -> str:
-        _, _, name = spec.partition("?")[0].partition(":")
-        path = name.rpartition(":")[0] if ".py:" in name else name
-        return spec.replace(path, str(began / path), 1) if path and not Path(path).exists() and (began / path).exists() else spec
-
-    return replace(chosen, actors={name: found(spec) for name, spec in chosen.actors.items()})
+    return replace(chosen, actors={name: moved(spec, began) for name, spec in chosen.actors.items()})
 
 
 def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
