@@ -39,13 +39,19 @@ def differs(told: dict[str, Any]) -> bool:
     return bool(told["augment"] or told["mixup"] or told["cutmix"])
 
 
+def told(words: dict[str, Any]) -> str:
+    """The views of an origin, for people."""
+    mixes = [f"{name} {words[name]:g}" for name in ("mixup", "cutmix") if words and words[name]]
+    views = "views" if words and words["views"] > 1 else "view"
+    return f", {words['views']} {views} each ({', '.join([*words['augment'], *mixes])})" if words and differs(words) else ""
+
+
 def of_teachers(specs: list[str]) -> tuple[str, dict[str, Any]]:
     """The folder and the origin of the stores among teachers' names ("store:A", "store:A,store:B"), which must have the same
     data and views; ("", {}) when none is a store. Raises `Refused`."""
     folders = [part[len(KIND) :] for spec in specs for part in spec.split(",") if part.startswith(KIND)]
-    told = [origin(folder) for folder in folders]
-    for folder, other in zip(folders[1:], told[1:], strict=True):
+    for folder in folders[1:]:
         if about(Path(folder))["data"] != about(Path(folders[0]))["data"]:
             raise Refused(f"{folder} and {folders[0]} are stores of different data, or of different views of them",
                           "write both with the same --data, --views, --augment, --mixup, --cutmix and --seed")
-    return (folders[0], told[0]) if folders else ("", {})
+    return (folders[0], origin(folders[0])) if folders else ("", {})

@@ -25,8 +25,8 @@ READ = 1024     # values of a tensor, spread evenly over it, that its check is m
 
 
 def of_teacher(teacher: Module) -> str:
-    """Hex digest of weights, buffers (the input scale of a model of the zoo or of `Frozen` is among them) and what its modules do:
-    how they print, and their classes, by name and, of code that was not installed as a package, by source without comments.
+    """Hex digest of weights, buffers (the input scale of a model of the zoo or of `Frozen` is among them) and of what modules do:
+    how they print, and their classes by name and, of code that was not installed as a package, by source without comments.
     Functions that a forward calls outside of its classes are not seen."""
     kinds = sorted({_deed(kind) for module in teacher.modules() for kind in type(module).__mro__[:-1]})
     shown = re.sub(r"0x[0-9a-f]+", "", repr(teacher))                # without addresses

@@ -72,7 +72,8 @@ def about(folder: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
         number = told["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{folder} holds no store ({type(error).__name__})", "write one: stillroom cache FOLDER --teacher SPEC --data SPEC") from error
+        raise Refused(f"{folder} holds no store ({type(error).__name__})",
+                      f"write one: stillroom cache {folder} --teacher SPEC --data SPEC") from error
     if number != FORMAT:
         raise Refused(f"{file} has format {number}; this stillroom reads format {FORMAT}", "install the version it names")
     return told

@@ -26,8 +26,8 @@ SHARD = 2**28       # bytes of a shard
 
 @torch.no_grad()
 def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32", batch: int = 256, device: str = "cpu",
-          rows: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0, origin: dict[str, Any] | None = None, name: str = "cache",
-          show: bool = False) -> Path:
+          rows: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0, origin: dict[str, Any] | None = None,
+          name: str = "cache", show: bool = False) -> Path:
     """The teacher's logits of all samples of `data` (their first element, a tensor or a dict of tensors), in a folder.
 
     codec        fp32, fp16, bf16, topK: see `store.codecs`
