@@ -49,7 +49,8 @@ def _step(word: str) -> Callable[[Tensor], Tensor]:
     if asked.kind == "file":
         return partial(callable_in(asked)[1], **asked.options)
     if asked.kind not in NAMED or asked.name:
-        raise Refused(f"no augmentation is called {word!r}", f"{near(asked.kind, NAMED)} One of your own reads file:PATH.py:callable")
+        raise Refused(f"no augmentation is called {word!r}",
+                      f"{near(asked.kind, NAMED)} One of your own reads file:PATH.py:callable")
     known = numbers(asked.kind)
     for name, value in take(asked.options, known, asked).items():
         if not 0 <= value <= (1 if name in ("p", "least", "threshold") else value) or (name == "least" and not value):

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from functools import cache
 from hashlib import blake2b
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.data import Subset, TensorDataset
 from stillroom.store.views import Views
 
 LOOKS = 64      # samples that are read for the fingerprint of data
-READ = 1024     # values of a tensor, spread evenly over it, that its check is made from
+READ = 1024     # values of a tensor, at most, that its check is made from
 
 
 def of_teacher(teacher: Module) -> str:
@@ -52,11 +53,13 @@ def of_sample(x: Any) -> int:
 
 def of_samples(x: Any) -> list[int]:
     """16 bits for each input of a batch, a tensor or a dict of tensors: they follow from all values of a tensor that has up to
-    1,024, else from a third to all of so many, spread evenly over it."""
+    1,024, else from some hundreds, spread evenly over it."""
     checks = [0] * len(next(iter(x.values())) if isinstance(x, Mapping) else x)
     for value in x.values() if isinstance(x, Mapping) else [x]:
         flat = value.detach().flatten(1) if value.ndim > 1 else value.detach()[:, None]
-        step = -(-flat.shape[1] // READ) | 1 if flat.shape[1] > READ else 1      # odd: else it would meet the same few columns
+        step = -(-flat.shape[1] // READ) or 1
+        while gcd(step, flat.shape[1]) > 1:          # else it would meet the same few columns of an image again and again
+            step += 1
         rows = flat[:, ::step].cpu().contiguous().view(torch.uint8).numpy()
         checks = [zlib.crc32(row.tobytes(), check) for row, check in zip(rows, checks, strict=True)]
     return [check & 0xFFFF for check in checks]
