@@ -1,11 +1,13 @@
 """The teacher's store: the same pairs as with the live teacher, whole or refused, and as small as it says."""
 
+import copy
 import json
 import linecache
 import math
 import os
 import pickle
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from stillroom import Run, store
+from stillroom import Run, arenas, store
 from stillroom.batches import batches, ids, joined, tagged
 from stillroom.errors import Refused
 from stillroom.models.small import cnn, mlp
@@ -335,6 +337,30 @@ def test_the_check_of_an_input_is_that_of_its_batch_and_sees_all_of_a_small_one(
     seen = sum(prints.of_samples(large.clone().index_fill_(-1, torch.tensor(column), 1.0)) != prints.of_samples(large)
                for column in range(224))
     assert seen == 224                                           # every column is looked at somewhere
+
+
+@pytest.mark.slow
+def test_on_the_digits_a_store_teaches_what_the_live_teacher_teaches(tmp_path):
+    right = {"live": [], "fp32": [], "fp16": [], "top5": []}
+    for seed in range(3):
+        cast = arenas.digits("few", seed)
+        live, data = cast.actors["teacher"], cast.actors["data"]
+
+        def distilled(who, cast=cast, seed=seed):
+            made = KD(steps=400)(Run(seed=seed), student=copy.deepcopy(cast.actors["student"]), teacher=who, data=cast.actors["data"])
+            return made, cast.accuracy(made)
+
+        expected, accuracy = distilled(live)
+        right["live"].append(accuracy)
+        for codec in ("fp32", "fp16", "top5"):
+            stored = Cached(store.write(tmp_path / f"{codec}{seed}", live, data, codec=codec, batch=64), live, data)
+            made, accuracy = distilled(stored)
+            right[codec].append(accuracy)
+            assert same(made, expected) == (codec == "fp32")
+    spread = statistics.stdev(right["live"])                     # 0.9 points
+    assert right["fp32"] == right["live"] and 0.2 < spread < 3
+    for codec in ("fp16", "top5"):
+        assert abs(statistics.mean(right[codec]) - statistics.mean(right["live"])) < spread
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

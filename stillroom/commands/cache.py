@@ -44,7 +44,7 @@ def cache(
         channels: of the images; 0: as they are
         pretrained: published weights, where a name has them
         skip_corrupt: leave damaged images out instead of stopping
-        rank: which of several writers this is, from 0: they share the work by shards of 256 MiB
+        rank: which of several writers of the same folder this is, from 0
         ranks: how many writers there are
         quiet: no progress
     """

@@ -11,6 +11,8 @@ from stillroom.run import _device
 from stillroom.store import origin, reading
 from stillroom.store.writing import write
 
+SHARED = 2**16      # samples of a shard, at most, where several writers share the work
+
 
 def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, device: str, workers: int = 0, rank: int = 0,
          ranks: int = 1, show: bool = False) -> dict[str, Any]:
@@ -38,8 +40,9 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
     if not (folder / "store.json").exists():
         told["cost"] = cost(teacher.to(place), sample, seconds=2.0) if job.takes(teacher, sample) else {}
     how: dict[str, Any] = {"batch": batch, "device": place, "workers": workers, "show": show}
+    rows = 0 if ranks == 1 else min(-(-len(train) // ranks), SHARED)
     before, began = _shards(folder), time.perf_counter()
-    write(folder, teacher, train, codec=codec, rank=rank, ranks=ranks, origin=told, **how)
+    write(folder, teacher, train, codec=codec, rows=rows, rank=rank, ranks=ranks, origin=told, **how)
     seconds, shards = time.perf_counter() - began, _shards(folder)
     if rank == 0:
         write(folder / "test", teacher, test, codec="fp32", name="test split", **how)
@@ -48,7 +51,7 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
                    for some in (shards, shards - before))
     size = sum(size for *_, size in shards)
     return {"folder": str(folder), "words": known["words"], "views": words["views"], "teacher": words["teacher"], "codec": codec,
-            "classes": about["classes"], "bytes": size, "row": size / here, "asked": asked, "seconds": seconds, "test": len(test),
+            "classes": about["classes"], "bytes": size, "row": size / max(1, here), "asked": asked, "seconds": seconds, "test": len(test),
             "unfinished": f"{rank} of {ranks}" if ranks > 1 else "",
             "student": "small:cnn" if isinstance(sample, tuple) and len(sample) == 3 else "SPEC"}
 
