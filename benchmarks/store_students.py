@@ -1,4 +1,5 @@
-"""What a student loses when its teacher is a store: test accuracy of plain KD taught live and from each codec, over three seeds.
+"""What a student loses when its teacher is a store: test accuracy of plain KD taught live and from each codec, over three seeds;
+bytes of a view, and how far the answers are from the teacher's own: KL in nats at KD's temperature, 4, mean over the samples.
 
     python benchmarks/store_students.py [--steps 400]
 
@@ -17,10 +18,11 @@ from torch.utils.data import TensorDataset
 
 from stillroom import Run, arenas, store, zoo
 from stillroom.arenas.alone import Alone
+from stillroom.batches import tagged
 from stillroom.errors import Refused
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn
-from stillroom.parts.teachers import Cached
+from stillroom.parts.teachers import Cached, Frozen
 from stillroom.recipes.classification.kd import KD
 
 SEEDS, CODECS, BATCH = (0, 1, 2), ("fp32", "fp16", "bf16", "top5", "top3", "top1"), 64
@@ -46,12 +48,20 @@ def fashion(seed):
     return cnn(4), teacher, TensorDataset(train.tensors[0], known), test
 
 
-def row(title, found, live):
-    same = all(torch.equal(p, q) for (one, _), (other, _) in zip(found, live, strict=True) for p, q in zip(one, other, strict=True))
+def row(title, found, live, about=""):
+    pairs = [pair for (one, _), (other, _) in zip(found, live, strict=True) for pair in zip(one, other, strict=True)]
+    same = all(torch.equal(p, q) for p, q in pairs)
     values = [right for _, right in found]
     print(f"  {title:10}" + "".join(f"{v:8.2f}" for v in values)
           + f"   {statistics.mean(values):6.2f} ± {statistics.stdev(values):4.2f}"
-          + ("   the same weights, bit for bit" if same and found is not live else ""), flush=True)
+          + about + ("   the same weights, bit for bit" if same and found is not live else ""), flush=True)
+
+
+def distance(stored, live, data):
+    """KL(live ‖ stored), mean over the samples."""
+    x = data.tensors[0]
+    ours, theirs = ((who(tagged(x + 0, torch.arange(len(x)))).double() / 4).log_softmax(-1) for who in (stored, live))
+    return (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
 
 
 def student(who, actors, seed, steps):
@@ -77,11 +87,14 @@ def main():
         row("live", live, live)
         with tempfile.TemporaryDirectory() as home:
             for codec in CODECS:
-                found = []
+                found, apart = [], []
                 for seed in SEEDS:
-                    folder = store.write(Path(home) / f"{codec}-{seed}", casts[seed][1], casts[seed][2], codec=codec, batch=BATCH)
+                    _, teacher, data, _ = casts[seed]
+                    folder = store.write(Path(home) / f"{codec}-{seed}", teacher, data, codec=codec, batch=BATCH)
                     found.append(student(Cached(folder), casts[seed], seed, steps))
-                row(codec, found, live)
+                    apart.append(distance(Cached(folder), Frozen(teacher), data))
+                size = sum(file.stat().st_size for file in folder.glob("*.rows")) / len(data)
+                row(codec, found, live, f"{size:6.0f} bytes   KL {statistics.mean(apart):.1e}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ EXAMPLES = """\
   stillroom run kd                        a whole run on handwritten digits, nothing to name, nothing to download
   stillroom teach --student timm:resnet50 --data folder:images --folder runs/teacher
   stillroom run kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --folder runs/small
-  stillroom cache answers --teacher run:runs/teacher --data folder:images      then --teacher store:answers teaches at no cost
   stillroom measure runs/small            what was kept, what it costs
   stillroom export runs/small --onnx      the file to ship, checked against PyTorch
 """
@@ -87,7 +86,8 @@ def usage() -> str:
     return (f"stillroom {__version__}: make a model small, and show that it is still good\n\n"
             f"usage: stillroom COMMAND …        stillroom COMMAND --help says more of each\n\n{table}\n\n"
             f"examples\n{EXAMPLES}\n"
-            "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  store:FOLDER  small:mlp  small:cnn\n"
+            "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
+            "teachers the same, and store:FOLDER\n"
             "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH  file:PATH.py:function\n"
             "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
 

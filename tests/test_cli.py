@@ -55,7 +55,8 @@ def stillroom(*words, **more):
 def test_looking_needs_no_torch():
     words = [[], ["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "kd"], ["cite", "kd"], ["run"], ["plan"],
              ["run", "kd", "--help"], ["plan", "kd", "--help"], ["teach", "--help"], ["compare", "--help"], ["measure", "--help"],
-             ["export", "--help"], ["cache", "--help"], ["prove", "--help"], ["try", "--help"], ["completion", "bash"], ["run", "kdd"], ["lst"],
+             ["cache", "--help"],
+             ["export", "--help"], ["prove", "--help"], ["try", "--help"], ["completion", "bash"], ["run", "kdd"], ["lst"],
              ["completion", "words", "run", "kd", "--"], ["run", "kd", "--alpa", "1"]]
     code = f"import sys, stillroom.cli as c\nfor w in {words!r}: c.main(w)\nprint({{'torch', 'numpy'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -347,7 +347,8 @@ def test_on_the_digits_a_store_teaches_what_the_live_teacher_teaches(tmp_path):
         live, data = cast.actors["teacher"], cast.actors["data"]
 
         def distilled(who, cast=cast, seed=seed):
-            made = KD(steps=400)(Run(seed=seed), student=copy.deepcopy(cast.actors["student"]), teacher=who, data=cast.actors["data"])
+            student = copy.deepcopy(cast.actors["student"])
+            made = KD(steps=400)(Run(seed=seed), student=student, teacher=who, data=cast.actors["data"])
             return made, cast.accuracy(made)
 
         expected, accuracy = distilled(live)

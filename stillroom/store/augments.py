@@ -21,6 +21,7 @@ def crops(x: Tensor, least: float = 0.08) -> Tensor:
 NAMED: dict[str, Callable[..., Tensor]] = {
     "crops": crops, "flip": views.flip, "jitter": views.jitter, "grey": views.grey, "solarise": views.solarise,
     "blur": views.blur, "erase": views.erase}
+SHARES = ("p", "least", "threshold")      # options that are 1 at most
 
 
 class Augment:
@@ -53,7 +54,7 @@ def _step(word: str) -> Callable[[Tensor], Tensor]:
                       f"{near(asked.kind, NAMED)} One of your own reads file:PATH.py:callable")
     known = numbers(asked.kind)
     for name, value in take(asked.options, known, asked).items():
-        if not 0 <= value <= (1 if name in ("p", "least", "threshold") else value) or (name == "least" and not value):
+        if value < 0 or (name in SHARES and value > 1) or (name == "least" and not value):
             raise Refused(f"{word!r}: {name}={value}", f"e.g. {asked.kind}?{name}={known[name]}")
     return partial(_one, NAMED[asked.kind], asked.kind, asked.options)
 
