@@ -23,7 +23,8 @@ def answers(model: Module, data, batch: int = 256) -> tuple[Tensor, Tensor]:
     with resting(model):
         for start in range(0, len(data), batch):
             x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))[:2]
-            said += [] if stored is not None else [model(to_device(x, placed(model))).float().cpu()]
+            if stored is None:
+                said.append(model(to_device(x, placed(model))).float().cpu())
             labels.append(y)
     return torch.cat(said) if stored is None else stored, torch.cat(labels)
 
