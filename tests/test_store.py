@@ -19,19 +19,21 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from stillroom import Run, arenas, store
+from stillroom import Run, arenas, store, zoo
 from stillroom.batches import batches, ids, joined, tagged
+from stillroom.comparison.judge import fingerprint
 from stillroom.errors import Refused
+from stillroom.measure.classification import agreement, answers
 from stillroom.models.small import cnn, mlp
 from stillroom.parts import views
 from stillroom.parts.pairs import by_label, pairs
 from stillroom.parts.pool import images as images_of
-from stillroom.parts.teachers import Batched, Cached, Frozen
+from stillroom.parts.teachers import Batched, Cached, Ensemble, Frozen
 from stillroom.recipes.classification.dho import DHO
 from stillroom.recipes.classification.kd import KD
 from stillroom.recipes.classification.nkd_uskd import NKD
 from stillroom.recipes.classification.ssld import SSLD
-from stillroom.store import codecs, prints
+from stillroom.store import codecs, origin, prints
 from stillroom.store.augments import NAMED
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.specs import parse
@@ -236,6 +238,38 @@ def test_images_of_a_pool_that_the_teacher_never_saw_are_refused(tmp_path):
     with pytest.raises(Refused, match="holds 40"):
         for (x,) in batches(images_of(data, pool), 16, start=0, count=5, seed=(0,)):
             stored(x)
+
+
+def test_several_stores_teach_as_several_teachers_do(tmp_path):
+    data, live = images(), [teacher(0), teacher(1)]
+    for name, who in zip("ab", live, strict=True):
+        store.write(tmp_path / name, who, data)
+    store.write(tmp_path / "c", live[0], store.Views(data, augment))
+    spec = f"store:{tmp_path}/a,store:{tmp_path}/b"
+    stored = Ensemble(zoo.actor("list[Module]", spec))
+    x, _ = next(iter(batches(data, 8, start=0, count=1, seed=(0,))))
+    assert torch.equal(stored(x), Ensemble(live)(x))
+    assert origin.of_teachers(["small:cnn", spec]) == (f"{tmp_path}/a", {}) and origin.of_teachers(["small:cnn"]) == ("", {})
+    with pytest.raises(Refused, match="different data"):
+        origin.of_teachers([f"store:{tmp_path}/a,store:{tmp_path}/c"])
+
+
+def test_what_a_store_holds_of_the_test_split_is_what_the_teacher_says(tmp_path):
+    data, test, live = images(), images(30), teacher()
+    stored = Cached(store.write(tmp_path, live, data))
+    with pytest.raises(Refused, match="holds nothing on the test split"):
+        answers(stored, test)
+    store.write(tmp_path / "test", live, test)
+    logits, y = answers(stored, test)
+    assert torch.equal(logits, live(test.tensors[0])) and torch.equal(y, test.tensors[1])
+    assert agreement(live, stored, test) == 100
+    with pytest.raises(Refused, match="not about these data"):
+        stored.told(images(20))
+    store.write(tmp_path / "other", teacher(1), data)
+    store.write(tmp_path / "other" / "test", live, test)
+    with pytest.raises(Refused, match="of another teacher"):
+        Cached(tmp_path / "other").told(test)
+    assert fingerprint(stored) != fingerprint(Cached(tmp_path / "other"))
 
 
 def test_frozen_hands_the_tag_on(tmp_path):
