@@ -9,9 +9,7 @@ from stillroom.errors import Refused
 from stillroom.measure import cost
 from stillroom.run import _device
 from stillroom.store import origin, reading
-from stillroom.store.writing import write
-
-SHARED = 2**16      # samples of a shard, at most, where several writers share the work
+from stillroom.store.writing import SAMPLES, write
 
 
 def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, device: str, workers: int = 0, rank: int = 0,
@@ -40,7 +38,7 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
     if not (folder / "store.json").exists():
         told["cost"] = cost(teacher.to(place), sample, seconds=2.0) if job.takes(teacher, sample) else {}
     how: dict[str, Any] = {"batch": batch, "device": place, "workers": workers, "show": show}
-    rows = 0 if ranks == 1 else min(-(-len(train) // ranks), SHARED)
+    rows = 0 if ranks == 1 else min(-(-len(train) // ranks), SAMPLES)      # a shard for each, at least
     before, began = _shards(folder), time.perf_counter()
     write(folder, teacher, train, codec=codec, rows=rows, rank=rank, ranks=ranks, origin=told, **how)
     seconds, shards = time.perf_counter() - began, _shards(folder)

@@ -21,7 +21,8 @@ from stillroom.saved import _atomic
 from stillroom.store import codecs, prints
 from stillroom.store.reading import CHECK, FORMAT, about, checksum, names, shards, whole
 
-SHARD = 2**28       # bytes of a shard
+SHARD = 2**28       # bytes of a shard, at most
+SAMPLES = 2**16     # and its samples: what a kill costs
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
 
     codec        fp32, fp16, bf16, topK: see `store.codecs`
     batch        samples that the teacher is asked about at a time
-    rows         of a shard; as many as fill 256 MiB when 0
+    rows         of a shard, which is what a kill costs; 65,536, or as many as fill 256 MiB, when 0
     rank, ranks  of writers side by side: rank r writes shards r, r + ranks, …
     workers      processes that read and augment the samples
     origin       by which names data and views are had again: see `store.origin`
@@ -52,7 +53,7 @@ def write(folder: str | Path, teacher: Module, data: Any, *, codec: str = "fp32"
         size = CHECK + codecs.size(codec, first.shape[1])
         told: dict[str, Any] = {"format": FORMAT, "teacher": prints.of_teacher(teacher),
                                 "data": prints.of_data(data), "codec": codec, "classes": first.shape[1],
-                                "count": len(data), "rows": rows or max(1, SHARD // size)}
+                                "count": len(data), "rows": rows or max(1, min(SHARD // size, SAMPLES))}
         _begin(folder, told, rank, origin)
         spans = {s: range(s * told["rows"], min(len(data), (s + 1) * told["rows"])) for s in range(rank, shards(told), ranks)}
         left = [s for s, span in spans.items() if not _there(folder, s, len(span) * size)]
