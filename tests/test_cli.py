@@ -300,6 +300,8 @@ def test_a_teacher_is_asked_once_and_teaches_from_its_answers(capsys, here, monk
     assert found["teacher"]["parameters"] == 9 * 8 + 16 + 9 * 8 * 16 + 32 + 64 * 10 + 10 and found["stored"] == "answers"
     assert "when that was written" in say(capsys, "measure", "runs/kd-1", "--repeats", "5")[1]
     assert say(capsys, "plan", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--few", "3")[0] == 0
+    code, _, err = say(capsys, "compare", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--budget", "5")
+    assert code == 2 and "mixes samples" in err and "without --mixup" in err
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
     assert say(capsys, "measure", "../runs/kd-1", "--repeats", "5")[0] == 0

@@ -22,10 +22,11 @@ def cache(
     full, so that the teacher can be judged. The same command goes on where it was stopped. Nothing in it is pickled.
 
       stillroom cache answers --teacher run:runs/teacher --data digits
-      stillroom cache answers --teacher timm:resnet50 --pretrained --data folder:images --size 224 --codec top10
-                              --views 8 --augment crops flip --mixup 0.2 --workers 8
-      stillroom run kd  --teacher store:answers --student timm:resnet18
-      stillroom compare kd nkd_uskd --teacher store:answers --student timm:resnet18 --budget 20000
+      stillroom compare kd nkd_uskd --teacher store:answers --student small:mlp --seeds 3
+
+      stillroom cache eight --teacher timm:resnet50 --pretrained --data folder:images --size 224 --codec top10
+                            --views 8 --augment crops flip --mixup 0.2 --workers 8
+      stillroom run kd --teacher store:eight --student timm:resnet18
 
     Args:
         teacher: model that has been trained

@@ -56,6 +56,9 @@ def ground(given: dict[str, Any], regime: Any, seed: int, reading: dict[str, Any
         split = _splits(given["data"], reading)
         folder, told = origin.of_teachers([given["teacher"]] if isinstance(given["teacher"], str) else [])
         split.train = origin.shown(told, split.train)
+        if told and (told["mixup"] or told["cutmix"]):
+            raise Refused(f"{folder} mixes samples, so that none has a label, and the student alone needs some",
+                          "write a store without --mixup and --cutmix to compare on, or use `stillroom run`")
         split.words += f"; the teacher's answers and its cost from {folder}" if folder else ""
     else:
         cast = arenas.digits(regime, seed)          # every seed draws its own split, labels and teacher
