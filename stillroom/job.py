@@ -110,7 +110,7 @@ def _named(chosen: Settings, views: dict[str, Any]) -> Job:
     for actor in actors:
         if actor.name == data:
             made[data] = origin.shown(views, known.pop("train"))
-            known["words"] += origin.told(views)
+            known["words"] += origin.described(views)
         elif actor.name in chosen.actors:
             torch.manual_seed(_number(chosen.options["seed"], actor.name))        # a resumed run begins with the same network
             made[actor.name] = zoo.actor(actor.type, chosen.actors[actor.name], **context)

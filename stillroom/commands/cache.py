@@ -24,7 +24,7 @@ def cache(
       stillroom cache answers --teacher run:runs/teacher --data digits
       stillroom compare kd nkd_uskd --teacher store:answers --student small:mlp --seeds 3
 
-      stillroom cache eight --teacher timm:resnet50 --pretrained --data folder:images --size 224 --codec top10
+      stillroom cache eight --teacher run:runs/teacher --data folder:images --codec top10
                             --views 8 --augment crops flip --mixup 0.2 --workers 8
       stillroom run kd --teacher store:eight --student timm:resnet18
 

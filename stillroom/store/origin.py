@@ -39,7 +39,7 @@ def differs(told: dict[str, Any]) -> bool:
     return bool(told["augment"] or told["mixup"] or told["cutmix"])
 
 
-def told(words: dict[str, Any]) -> str:
+def described(words: dict[str, Any]) -> str:
     """The views of an origin, for people."""
     mixes = [f"{name} {words[name]:g}" for name in ("mixup", "cutmix") if words and words[name]]
     views = "views" if words and words["views"] > 1 else "view"
