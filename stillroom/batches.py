@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 
 def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: int = 0) -> Iterator[Any]:
@@ -20,10 +20,10 @@ def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: i
 
         raise Refused("this data set has no length or cannot be indexed",
                       "give a map-style data set: an exact resume needs len() and [i]")
-    known = ids(data)
+    known = getattr(data, "numbered", None) or (ids(data),)
     keys = (positions(len(data), batch, n, seed) for n in range(start, start + count))
     if isinstance(data, TensorDataset):
-        return (tagged(tuple(t[index] for t in data.tensors), known[index]) for _, index in keys)
+        return (_numbered(tuple(t[index] for t in data.tensors), known, index) for _, index in keys)
     keyed, again = tee(keys)
     drawn = ([(seed, p, i) for p, i in zip(at, index.tolist(), strict=True)] for at, index in keyed)
     content: Iterator[Any]
@@ -32,18 +32,45 @@ def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: i
     else:
         fetch = _Drawn(data)
         content = (default_collate([fetch[key] for key in keys]) for keys in drawn)
-    return (tagged(held, known[index]) for held, (_, index) in zip(content, again, strict=False))
+    return (_numbered(held, known, index) for held, (_, index) in zip(content, again, strict=False))
 
 
 def ids(data) -> torch.Tensor:
-    """Numbers of the samples in the data set that they come from, [samples]: what `data.ids` says, through `Subset`s, or else
-    their positions."""
+    """Numbers of the samples in the data set that they come from, [samples]: what `data.ids` says, through `Subset`s, in a
+    `ConcatDataset` above those of the sets before, or else their positions."""
     own = getattr(data, "ids", None)
     if own is not None:
         return torch.as_tensor(own)
     if isinstance(data, Subset):
         return ids(data.dataset)[torch.as_tensor(list(data.indices), dtype=torch.long)]
+    if isinstance(data, ConcatDataset):
+        return following(*data.datasets)
     return torch.arange(len(data))
+
+
+def following(*sets) -> torch.Tensor:
+    """Numbers of the samples of several data sets one after another, those of each above all that came before, [samples]."""
+    parts, start = [], 0
+    for data in sets:
+        own = ids(data)
+        parts.append(own + start)
+        start += max(_source(data), int(own.max()) + 1 if len(own) else 0)
+    return torch.cat(parts)
+
+
+def _source(data) -> int:
+    """How many samples there were before some were taken."""
+    return _source(data.dataset) if isinstance(data, Subset) else len(data)
+
+
+def _numbered(content: Any, known: tuple, index: torch.Tensor) -> Any:
+    """The batch, tagged: a sample of several inputs says in `data.numbered` where each comes from, one entry an element."""
+    if len(known) == 1:
+        return tagged(content, known[0][index])
+    for part, own in zip(content, known, strict=False):
+        if own is not None:
+            tagged(part, own[index])
+    return content
 
 
 def tagged(content: Any, index: torch.Tensor) -> Any:
@@ -55,6 +82,14 @@ def tagged(content: Any, index: torch.Tensor) -> Any:
     if isinstance(held, torch.Tensor):
         held.sample_ids = index                          # type: ignore[attr-defined]
     return content
+
+
+def joined(*parts: torch.Tensor) -> torch.Tensor:
+    """Batches one after another, as `torch.cat` makes them; where all carry the numbers of their samples, so does the whole."""
+    whole = torch.cat(parts)
+    if all(hasattr(part, "sample_ids") for part in parts):
+        tagged(whole, torch.cat([part.sample_ids for part in parts]))  # type: ignore[attr-defined]
+    return whole
 
 
 def positions(size: int, batch: int, number: int, seed: tuple) -> tuple[range, torch.Tensor]:

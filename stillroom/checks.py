@@ -53,6 +53,19 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
             _order(name, net, data)
 
 
+def teaches(teacher: Module, data: Any) -> None:
+    """A classifier that was trained, and takes these samples: what must be true of a teacher before there is a student.
+    Raises `Refused`; asks it about two samples."""
+    taught(teacher, {})
+    with _undisturbed():
+        x = _samples(data)
+    if isinstance(x, Tensor | dict):
+        tagged(x, ids(data)[:2])
+        _in_range(x, teacher)
+        _classes({"teacher": _width("teacher", teacher, x)}, data, _labels(data))
+        _order("teacher", teacher, data)
+
+
 def vocabulary(student: Any, teacher: Any) -> int:
     """Width to which the logits of two language models may be cut so that they mean the same tokens.
 

@@ -13,7 +13,7 @@ from stillroom import __version__
 from stillroom.errors import Refused, nearest
 
 HERE = Path(__file__).parent / "commands"
-ORDER = ("list", "show", "cite", "try", "run", "teach", "compare", "plan", "measure", "export", "prove", "completion")
+ORDER = ("list", "show", "cite", "try", "run", "teach", "cache", "compare", "plan", "measure", "export", "prove", "completion")
 EXAMPLES = """\
   stillroom try kd                        does it work? its own trial and proof, ten seconds
   stillroom run kd                        a whole run on handwritten digits, nothing to name, nothing to download
@@ -87,6 +87,7 @@ def usage() -> str:
             f"usage: stillroom COMMAND …        stillroom COMMAND --help says more of each\n\n{table}\n\n"
             f"examples\n{EXAMPLES}\n"
             "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
+            "teachers the same, and store:FOLDER\n"
             "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH  file:PATH.py:function\n"
             "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
 

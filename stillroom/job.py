@@ -28,9 +28,14 @@ from stillroom.errors import Refused
 from stillroom.measure import Proof, accuracy, answers
 from stillroom.measure.cost import placed, resting, samples
 from stillroom.parts.pairs import by_label
+from stillroom.parts.teachers import Cached
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
+from stillroom.store import origin
+from stillroom.zoo.specs import moved
+
+READING = ("size", "channels", "skip_corrupt")      # options by which data are read
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,19 @@ class Job:
 def prepare(chosen: Settings) -> Job:
     """Build actors and data from their names, or the recipe's own trial when none is named. Raises `Refused`."""
     _sound(chosen)
-    return _named(chosen) if chosen.actors else _trial(chosen)
+    return _named(*stored(chosen)) if chosen.actors else _trial(chosen)
+
+
+def stored(chosen: Settings) -> tuple[Settings, dict[str, Any]]:
+    """The settings of a run whose teacher is a store, with the store's data and how they were read where nothing else is said;
+    and the store's origin, for its views. Raises `Refused`."""
+    folder, told = origin.of_teachers([spec for name, spec in chosen.actors.items() if name != "data"])
+    if not folder or "data" not in {a.name for a in settings.signature(chosen.recipe)[0]}:
+        return chosen, {}
+    if not told and "data" not in chosen.actors:
+        raise Refused(f"{folder} does not say of which data it is: it was written from Python", "name them: --data SPEC")
+    reading = {k: v for k, v in told.items() if k in READING and k not in chosen.given}
+    return replace(chosen, actors={"data": told.get("data", ""), **chosen.actors}, options=chosen.options | reading), told
 
 
 def _sound(chosen: Settings) -> None:
@@ -80,26 +97,29 @@ def _trial(chosen: Settings) -> Job:
                valid=judges.get("valid"), test=judges.get("test"), cast=cast, proof=module.proof)
 
 
-def _named(chosen: Settings) -> Job:
+def _named(chosen: Settings, views: dict[str, Any]) -> Job:
     actors, _ = settings.signature(chosen.recipe)
     missing = ["--" + a.name.replace("_", "-") for a in actors if a.default is ... and a.name not in chosen.actors]
     if missing:
         own = "" if chosen.recipe == ALONE else ", or leave all actors out to run on the recipe's own trial"
         raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
     data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
-    known, context = _data(chosen.actors[data], chosen.options) if data else ({"words": "no data"}, {})
+    known, context = read(chosen.actors[data], chosen.options) if data else ({"words": "no data"}, {})
     made: dict[str, Any] = {}
     context["pretrained"] = chosen.options["pretrained"]
     for actor in actors:
         if actor.name == data:
-            made[data] = known.pop("train")
+            made[data] = origin.shown(views, known.pop("train"))
+            known["words"] += origin.described(views)
         elif actor.name in chosen.actors:
             torch.manual_seed(_number(chosen.options["seed"], actor.name))        # a resumed run begins with the same network
             made[actor.name] = zoo.actor(actor.type, chosen.actors[actor.name], **context)
+    for teacher in [t for one in made.values() for t in (one if isinstance(one, list) else [one]) if isinstance(t, Cached)]:
+        teacher.belongs(data=made[data] if data else None)
     return Job(chosen, recipe.load(chosen.recipe)(**chosen.fields), made, **known)
 
 
-def _data(spec: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(spec: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a job knows of its data, and what models are told of them. One split for every seed: no image that a student is
     tested on was in its teacher's training."""
     skip = options["skip_corrupt"]
@@ -153,6 +173,8 @@ def classifies(made: Any, data: Any) -> bool:
     """Whether what was made gives one logit a class for samples of this data set, and the data set has labels."""
     if not isinstance(made, Module) or not _labels(data) or _labels(data) < len(data):
         return False
+    if isinstance(made, Cached):
+        return True
     x, y = whole(Subset(data, range(min(2, len(data)))))
     out = _tried(made, x)
     return isinstance(out, Tensor) and out.shape[:-1] == y.shape
@@ -216,9 +238,9 @@ def finished(folder: Path, *, data: str = "", teacher: str = "") -> Finished:
         reading = dict(chosen.options)
         if net.expects and not reading["size"]:
             reading |= {"channels": net.expects[0], "size": net.expects[1:]}
-        known, context = _data(data, reading)
+        known, context = read(data, reading)
         found = replace(found, test=known["test"], words=known["test"].words)
-    sample = _sample(found.test) or net.expects
+    sample = sample_of(found.test) or net.expects
     if teacher:
         net = zoo.actor("Module", teacher, **context, pretrained=chosen.options["pretrained"])
         found = replace(found, teacher=net.eval())
@@ -249,7 +271,8 @@ def _load(folder: Path, actors: list[Module]) -> Module:
         raise error
 
 
-def _sample(data: Any) -> Any:
+def sample_of(data: Any) -> Any:
+    """The shape of one sample, or one sample of named tensors; None where there is none."""
     if data is None or not len(data):
         return None
     x = data[0][0]
@@ -307,13 +330,7 @@ def reopen(folder: Path) -> Settings:
     """The settings of a run. A path that is not here but lies where the run began is meant from there. Raises `Refused`."""
     said = facts(folder)
     chosen, began = settings.read(folder / "settings.yaml", said["recipe"]), Path(said["cwd"])
-
-    def found(spec: str) -> str:
-        _, _, name = spec.partition("?")[0].partition(":")
-        path = name.rpartition(":")[0] if ".py:" in name else name
-        return spec.replace(path, str(began / path), 1) if path and not Path(path).exists() and (began / path).exists() else spec
-
-    return replace(chosen, actors={name: found(spec) for name, spec in chosen.actors.items()})
+    return replace(chosen, actors={name: moved(spec, began) for name, spec in chosen.actors.items()})
 
 
 def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from stillroom import recipe, settings, status
 from stillroom.cli import commands, main
 from stillroom.commands import cite, completion, plan
+from stillroom.parts.teachers import Cached
 from stillroom.recipe import Card
 
 MINE = ["--student", "small:mlp?hidden=8", "--teacher", "TEACHER", "--data", "digits?labels=50"]
@@ -54,6 +55,7 @@ def stillroom(*words, **more):
 def test_looking_needs_no_torch():
     words = [[], ["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "kd"], ["cite", "kd"], ["run"], ["plan"],
              ["run", "kd", "--help"], ["plan", "kd", "--help"], ["teach", "--help"], ["compare", "--help"], ["measure", "--help"],
+             ["cache", "--help"],
              ["export", "--help"], ["prove", "--help"], ["try", "--help"], ["completion", "bash"], ["run", "kdd"], ["lst"],
              ["completion", "words", "run", "kd", "--"], ["run", "kd", "--alpa", "1"]]
     code = f"import sys, stillroom.cli as c\nfor w in {words!r}: c.main(w)\nprint({{'torch', 'numpy'}} & set(sys.modules))"
@@ -183,6 +185,12 @@ def test_a_closed_pipe_is_no_error():
     (["prove"], "no recipe", "stillroom prove kd"),
     (["prove", "kd", "--seeds", "0"], "--seeds 0", "--seeds 3"),
     (["cite"], "which recipes?", "stillroom list"),
+    (["cache", "c", "--teacher", "small:cnn", "--data", "digits"], "never trained", "stillroom teach"),
+    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--views", "4"], "--views 4", "--augment crops flip"),
+    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--augment", "flipp"], "'flipp'", "'flip'"),
+    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--codec", "top10"], "leaves no tail", "a smaller K"),
+    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--rank", "1"], "--rank 1", "0 to 0"),
+    (["run", "kd", "--teacher", "store:nowhere", "--student", "small:mlp"], "nowhere holds no store", "stillroom cache nowhere"),
     (["completion", "powershell"], "no completion for 'powershell'", "bash"),
 ])
 def test_bad_input_is_one_sentence_and_a_remedy(words, wrong, remedy, capsys, here):
@@ -269,6 +277,95 @@ def test_a_teacher_is_made_and_used(capsys, here):
     assert 0 < found["agreement"] <= 100 and 0 <= found["student"]["ece"] <= 100
     _, table, _ = say(capsys, "measure", "runs/kd-1", "--repeats", "5")
     assert f"{found['student']['accuracy']:.2f} %" in table and "2,410" in table and "95th percentile" in table
+
+
+CACHE = ["cache", "answers", "--teacher", "TEACHER", "--data", "digits", "--quiet"]
+
+
+def test_a_teacher_is_asked_once_and_teaches_from_its_answers(capsys, here, monkeypatch):
+    code, out, _ = say(capsys, *CACHE, "--codec", "top5", "--views", "2", "--augment", "flip?p=0.2", "grey", "--cutmix", "0.5",
+                       "--mixup", "0.5")
+    assert code == 0 and "× 2 views" in out and "16 bytes a view (top5, 10 classes)" in out and "samples/s" in out
+    assert say(capsys, *CACHE, "--codec", "top5", "--views", "2", "--augment", "flip?p=0.2", "grey", "--cutmix", "0.5",
+               "--mixup", "0.5")[1].splitlines()[1].endswith("all of it was there before")
+    words = out.splitlines()[-1].removeprefix("next: stillroom ").split()
+    assert words[:4] == ["run", "kd", "--teacher", "store:answers"]
+    code, out, _ = say(capsys, *words, "--steps", "6", "--quiet")       # the command that was named
+    assert code == 0 and "2 views each (flip?p=0.2, grey, mixup 0.5, cutmix 0.5)" in out
+    kept = settings.read(here / "runs" / "kd-1" / "settings.yaml")
+    assert kept.actors == {"data": "digits", "teacher": "store:answers", "student": "small:cnn"}
+    code, out, _ = say(capsys, "measure", "runs/kd-1", "--json", "--repeats", "5")
+    found, taught = json.loads(out), json.loads((HOME[0] / "run.json").read_text())["result"]
+    assert found["teacher"]["accuracy"] == pytest.approx(taught["accuracy"]) and 0 < found["agreement"] <= 100
+    assert found["teacher"]["parameters"] == 9 * 8 + 16 + 9 * 8 * 16 + 32 + 64 * 10 + 10 and found["stored"] == "answers"
+    assert "when that was written" in say(capsys, "measure", "runs/kd-1", "--repeats", "5")[1]
+    assert say(capsys, "plan", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--few", "3")[0] == 0
+    code, _, err = say(capsys, "compare", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--budget", "5")
+    assert code == 2 and "mixes samples" in err and "without --mixup" in err
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert say(capsys, "measure", "../runs/kd-1", "--repeats", "5")[0] == 0
+
+
+def test_a_store_is_refused_for_other_data_and_taken_for_the_same_with_fewer_labels(capsys, here):
+    assert say(capsys, *CACHE, "--size", "6")[0] == 0
+    use = ["run", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--steps", "3", "--quiet"]
+    code, out, _ = say(capsys, *use, "--data", "digits?labels=50")
+    assert code == 0 and "1 × 6 × 6" in out and "50 labelled" in out           # read as the store was
+    for more in (["--size", "8"], ["--data", "npz:other.npz"]):
+        np.savez(here / "other.npz", x=np.random.default_rng(0).random((1797, 1, 6, 6), np.float32), y=np.arange(1797) % 10)
+        code, _, err = say(capsys, *use, *more)
+        assert code == 2 and "another data set" in err and "take its own, digits" in err
+    code, _, err = say(capsys, *CACHE, "--size", "6", "--codec", "fp32")
+    assert code == 2 and "another codec" in err
+    (here / "answers" / "test" / "000000.rows").unlink()
+    code, out, _ = say(capsys, "measure", "runs/kd-1", "--repeats", "5")
+    assert code == 0 and "agreement" not in out and "the store is not finished" in out
+
+
+def test_a_stopped_run_goes_on_with_a_store(capsys, here, monkeypatch):
+    assert say(capsys, *CACHE, "--views", "2", "--augment", "flip")[0] == 0
+    use = ["run", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--steps", "8", "--quiet", "--folder"]
+    assert say(capsys, *use, "whole")[0] == 0
+    calls, forward = [], Cached.forward
+
+    def stopping(self, x):
+        calls.append(x)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return forward(self, x)
+
+    monkeypatch.setattr(Cached, "forward", stopping)
+    assert say(capsys, *use, "parts", "--save-every", "0")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert json.loads((here / "parts" / "run.json").read_text())["state"] == "stopped"
+    assert say(capsys, "run", "--resume", "parts", "--quiet")[0] == 0
+    made, whole = (load_file(here / name / "student.safetensors") for name in ("parts", "whole"))
+    assert all(torch.equal(made[k], whole[k]) for k in whole)
+
+
+def test_two_writers_share_the_work(capsys, here):
+    code, out, _ = say(capsys, *CACHE, "--rank", "1", "--ranks", "2")
+    assert code == 0 and "writer 1 of 2 is done" in out
+    use = ["run", "kd", "--teacher", "store:answers", "--student", "small:mlp", "--steps", "3", "--quiet"]
+    code, _, err = say(capsys, *use)
+    assert code == 2 and "not finished" in err
+    assert say(capsys, *CACHE, "--ranks", "2")[0] == 0 and say(capsys, *use)[0] == 0
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_a_store(capsys, here):
+    assert say(capsys, *CACHE, "--codec", "fp32", "--views", "2", "--augment", "crops?least=0.8")[0] == 0
+    words = ["compare", "dho", "ssld", "--student", "small:mlp?hidden=8", "--seeds", "1", "--budget", "6", "--save-every", "300"]
+    assert say(capsys, *words, "--teacher", "store:answers", "--out", "stored")[0] == 0
+    result = json.loads((here / "stored" / "result.json").read_text())
+    assert all(cell["status"] == "done" for cell in result["cells"]) and "answers" in result["words"]
+    assert result["teacher"]["accuracy"] == [json.loads((HOME[0] / "run.json").read_text())["result"]["accuracy"]]
+    assert say(capsys, *words, "--teacher", "store:answers", "--out", "stored")[0] == 0
+    assert say(capsys, "measure", "stored/runs/kd_tuned/seed0", "--repeats", "5")[0] == 0
+    code, _, err = say(capsys, *words, "--teacher", "store:answers", "--data", "digits", "--size", "6", "--out", "other")
+    assert code == 2 and "another data set" in err and not (here / "other").exists()
 
 
 def test_a_run_on_changed_data_is_refused(capsys, here):

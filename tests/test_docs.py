@@ -26,7 +26,15 @@ def test_every_command_and_recipe_that_the_readme_calls_is_there():
         assert set(line.split()) <= set(recipe.names()), line
 
 
-def test_every_link_of_the_readme_to_a_file_leads_somewhere():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+def test_every_link_of_readme_and_guides_to_a_file_leads_somewhere():
+    for page in (ROOT / "README.md", *ROOT.glob("docs/guides/*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_guide_to_the_store_names_every_augmentation_with_its_numbers():
+    from stillroom.store.augments import NAMED, numbers
+
+    text = (ROOT / "docs" / "guides" / "store.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.M))
+    assert {name: " ".join(f"{k}={v:g}" for k, v in numbers(name).items()) for name in NAMED} == told

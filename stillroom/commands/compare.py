@@ -23,7 +23,7 @@ def compare(
 
     Args:
         methods: recipes, with other fields where wanted: kd nkd_uskd:gamma=1.0,temperature=1; alone:lr=0.01 sets the baseline's
-        teacher: model; without data: the one of the digits arena
+        teacher: model, or store:FOLDER, which brings its data; without data: the one of the digits arena
         student: model; all contestants begin with the same weights
         data: training, validation and test images; without it, the handwritten digits
         regime: of the digits: fifty labels and the rest unlabelled, all labels, two in five wrong, or a weak teacher

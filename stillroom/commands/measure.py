@@ -19,11 +19,17 @@ def measure(folder: Folder, data: str = "", teacher: str = "", json: bool = Fals
         repeats: runs per latency
     """
     from stillroom import job
+    from stillroom.parts.teachers import Cached
 
     ready = job.finished(Path(folder), data=data, teacher=teacher)
     found: dict[str, Any] = {"folder": folder, "data": ready.words, "student": facts(ready.student, ready, repeats)}
     if ready.teacher is not None:
-        found["teacher"] = facts(ready.teacher, ready, repeats)
+        try:
+            found["teacher"] = facts(ready.teacher, ready, repeats)
+        except Refused as error:                     # a store that holds nothing on these data
+            found["teacher"], found["unknown"] = {}, str(error)
+        if isinstance(ready.teacher, Cached):
+            found["stored"] = str(ready.teacher.rows.folder)
         if all("said" in found[who] for who in ("student", "teacher")):
             same = found["student"]["said"] == found["teacher"]["said"]
             found["agreement"] = 100 * same.double().mean().item()
@@ -33,17 +39,20 @@ def measure(folder: Folder, data: str = "", teacher: str = "", json: bool = Fals
 
 
 def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
-    """Everything that is measured of one network; `said` are its classes, [samples]."""
+    """Everything that is measured of one network; `said` are its classes, [samples]. Of a store: what was when it was written."""
     from stillroom import job
     from stillroom.measure import answers, calibration_error, cost
     from stillroom.measure.classification import right
     from stillroom.measure.cost import bytes_on_disk, parameters
+    from stillroom.parts.teachers import Cached
 
     found: dict[str, Any] = {}
     if job.classifies(net, ready.test):
         logits, y = answers(net, ready.test)
         same_classes(net, logits.shape[1], ready)
         found = {"accuracy": right(logits, y), "ece": calibration_error(logits, y), "samples": len(y), "said": logits.argmax(-1)}
+    if isinstance(net, Cached):
+        return found | net.cost
     if ready.sample is not None and job.takes(net, ready.sample):
         return found | cost(net, ready.sample, repeats=repeats)
     return {"parameters": parameters(net), "bytes": bytes_on_disk(net)}
@@ -83,4 +92,8 @@ def table(found: dict[str, Any]) -> str:
     wide = [max(len(r[i]) for r in rows) for i in range(3)]
     lines = [f"  {r[0]:<{wide[0]}}  {r[1]:>{wide[1]}}  {r[2]:>{wide[2]}}  {r[3]}".rstrip() for r in rows]
     alone = [] if "flops" in student else ["  it takes other inputs than samples: its operations and its time are not known"]
+    if "stored" in found:
+        alone += [f"  the teacher's column comes from {found['stored']}: its times were taken when that was written"]
+    if "unknown" in found:
+        alone += [f"  {found['unknown']}"]
     return "\n".join([f"{found['folder']} on {found['data']}", *lines, *alone])

@@ -31,6 +31,7 @@ download. The folder then holds the student, run.json, settings.yaml, log.jsonl 
 
   stillroom run kd
   stillroom run kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --alpha 0.5 --precision bf16
+  stillroom run kd --student timm:resnet18 --teacher store:answers        its data and views with it: stillroom cache --help
   stillroom run kd --config runs/kd-1/settings.yaml --temperature 2 --watch accuracy --every 100 --trackers tensorboard
 """
 

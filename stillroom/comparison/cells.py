@@ -21,6 +21,7 @@ from stillroom.comparison.versions import versions
 from stillroom.errors import Refused
 from stillroom.measure.classification import answers, right
 from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.teachers import Cached
 from stillroom.run import Run
 
 POINTS = 20        # of a learning curve
@@ -183,7 +184,8 @@ def _note(plan: Plan, contestant: Contestant, seed: int, facts: dict[str, Any], 
     write(folder / "run.json", {
         "recipe": name, "state": "finished", "actors": actors, "fields": facts["fields"], "options": options, "trial": False,
         "data": {"words": ground.words, "fingerprint": getattr(ground.train, "fingerprint", ""), "shape": ground.shape},
-        "versions": versions(), "threads": torch.get_num_threads(), "seconds": {"steps": facts["seconds"]},
+        "versions": versions(), "threads": torch.get_num_threads(), "cwd": str(Path.cwd()),
+        "seconds": {"steps": facts["seconds"]},
         "command": repeat(plan, contestant, seed, facts["fields"]),
         "result": {"accuracy": facts["accuracy"], "samples": len(ground.test)}})
 
@@ -221,6 +223,8 @@ def _cost(plan: Plan, made: Module, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _measured(net: Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    if isinstance(net, Cached):
+        return net.cost
     return measure.cost(net, shape, seconds=2.0)
 
 

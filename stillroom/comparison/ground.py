@@ -12,10 +12,12 @@ from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom import arenas, checks
-from stillroom.batches import whole
+from stillroom.batches import ids, tagged, to_device, whole
 from stillroom.errors import Refused
-from stillroom.measure.classification import predict
+from stillroom.measure.cost import placed, resting
 from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.teachers import Cached
+from stillroom.store import origin
 
 REGIMES = {      # of the digits arena, in words
     "clean": "handwritten digits, all labels known",
@@ -52,6 +54,12 @@ def ground(given: dict[str, Any], regime: Any, seed: int, reading: dict[str, Any
     """
     if given["data"]:
         split = _splits(given["data"], reading)
+        folder, told = origin.of_teachers([given["teacher"]] if isinstance(given["teacher"], str) else [])
+        split.train = origin.shown(told, split.train)
+        if told and (told["mixup"] or told["cutmix"]):
+            raise Refused(f"{folder} mixes samples, so that none has a label, and the student alone needs some",
+                          "write a store without --mixup and --cutmix to compare on, or use `stillroom run`")
+        split.words += f"; the teacher's answers and its cost from {folder}" if folder else ""
     else:
         cast = arenas.digits(regime, seed)          # every seed draws its own split, labels and teacher
         split = SimpleNamespace(train=cast.actors["data"], valid=cast.valid, test=cast.test, words=REGIMES[regime])
@@ -114,10 +122,20 @@ def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: di
 def _check(made: Ground) -> None:
     """The teacher was trained; both take the samples and tell as many classes apart as the data have. Raises `Refused`."""
     checks.taught(made.teacher, {})
-    x = torch.stack([made.train[i][0] for i in range(2)])
+    if isinstance(made.teacher, Cached):
+        made.teacher.belongs(data=made.train)
+        made.teacher.told(made.test)
+        if not made.teacher.cost:
+            raise Refused(f"{made.teacher.rows.folder} does not say what its teacher costs, and the report compares it",
+                          "write the store with stillroom cache, or give the live teacher")
+    x = tagged(torch.stack([made.train[i][0] for i in range(2)]), ids(made.train)[:2])
     for who in ("teacher", "student"):
+        net = getattr(made, who)
         try:
-            width = predict(getattr(made, who), x).shape[-1]
+            with resting(net):
+                width = net(to_device(x, placed(net))).shape[-1]
+        except Refused:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
             raise Refused(f"the {who} does not take samples of shape {list(made.shape)}: {str(error).splitlines()[0]}",
                           "give it data of the size and channels it was built for: --size, --channels") from error

@@ -7,6 +7,7 @@ from torch.utils.data import Subset
 
 from stillroom.batches import to_device, whole
 from stillroom.measure.cost import placed, resting
+from stillroom.parts.teachers import Cached
 
 
 def predict(model: Module, x: Tensor, batch: int = 256) -> Tensor:
@@ -16,14 +17,16 @@ def predict(model: Module, x: Tensor, batch: int = 256) -> Tensor:
 
 
 def answers(model: Module, data, batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Logits [n, classes] and labels [n] of a data set, which is never in memory as a whole."""
+    """Logits [n, classes] and labels [n] of a data set, which is never in memory as a whole; of a store what it holds of it."""
+    stored = model.told(data) if isinstance(model, Cached) else None
     said, labels = [], []
     with resting(model):
         for start in range(0, len(data), batch):
             x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))[:2]
-            said.append(model(to_device(x, placed(model))).float().cpu())
+            if stored is None:
+                said.append(model(to_device(x, placed(model))).float().cpu())
             labels.append(y)
-    return torch.cat(said), torch.cat(labels)
+    return torch.cat(said) if stored is None else stored, torch.cat(labels)
 
 
 def right(logits: Tensor, y: Tensor) -> float:

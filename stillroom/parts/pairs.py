@@ -29,7 +29,8 @@ def pairs(data) -> Dataset:
     """(x, y) of a labelled and x of an unlabelled sample: (x_l, y, x_u), as many as the larger of the two sets has.
 
     The smaller set is passed through over and over, so that each of its samples comes equally often; without an unlabelled
-    sample the labelled ones take their place. Raises `Refused` when no sample has a label.
+    sample the labelled ones take their place. Both inputs of a batch carry the numbers of their samples, for a stored teacher.
+    Raises `Refused` when no sample has a label.
     """
     labelled, unlabelled = by_label(data)
     if not len(labelled):
@@ -38,13 +39,17 @@ def pairs(data) -> Dataset:
     if isinstance(data, TensorDataset):
         at = torch.arange(len(both))
         x, y = both.labelled[at % len(both.labelled)][:2]
-        return TensorDataset(x, y, both.unlabelled[at % len(both.unlabelled)][0])
+        held = TensorDataset(x, y, both.unlabelled[at % len(both.unlabelled)][0])
+        held.numbered = both.numbered                # type: ignore[attr-defined]
+        return held
     return both
 
 
 class _Pairs(Dataset):
     def __init__(self, labelled, unlabelled):
         self.labelled, self.unlabelled = labelled, unlabelled
+        at = torch.arange(len(self))
+        self.numbered = ids(labelled)[at % len(labelled)], None, ids(unlabelled)[at % len(unlabelled)]
 
     def __len__(self) -> int:
         return max(len(self.labelled), len(self.unlabelled))

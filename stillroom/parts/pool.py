@@ -6,13 +6,18 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
+from stillroom.batches import following, ids
+
 CHUNK = 256      # samples held at a time
 
 
 def images(*sets) -> Dataset:
-    """The inputs of several data sets one after another, (x,): whatever else a sample holds is dropped."""
+    """The inputs of several data sets one after another, (x,): whatever else a sample holds is dropped. Those of the first keep
+    their numbers (`batches.ids`), those of the others get higher ones."""
     if all(isinstance(data, TensorDataset) for data in sets):
-        return TensorDataset(torch.cat([data.tensors[0] for data in sets]))
+        held = TensorDataset(torch.cat([data.tensors[0] for data in sets]))
+        held.ids = following(*sets)                  # type: ignore[attr-defined]
+        return held
     return ConcatDataset([_Inputs(data) for data in sets])
 
 
@@ -69,7 +74,7 @@ def _chunks(data):
 
 class _Inputs(Dataset):
     def __init__(self, data):
-        self.data = data
+        self.data, self.ids = data, ids(data)
 
     def __len__(self) -> int:
         return len(self.data)

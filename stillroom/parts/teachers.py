@@ -59,6 +59,9 @@ class Batched(Teacher):
     def __init__(self, model: Module):
         super().__init__(copy.deepcopy(model))
         for module in self.model.modules():
+            if isinstance(module, Cached):
+                raise Refused("what a store holds was said with the teacher's own running statistics",
+                              "use the live teacher for statistics of each batch")
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.track_running_stats, module.running_mean, module.running_var = False, None, None
 
@@ -98,23 +101,51 @@ class Random(Teacher):
 class Cached(Module):
     """A teacher's stored outputs in the place of the live one: `Cached(folder)(x)` gives logits [batch, classes].
 
-    folder         what `store.write` wrote
+    folder         what `store.write` or `stillroom cache` wrote
     teacher, data  where they are given: refused unless the store was written from them
 
-    Rows are found by the numbers that the engine puts on a batch (`x.sample_ids`). Every input of the first ten batches and
-    one of each later batch is checked against what the teacher saw, so that a wrong row is refused. Raises `Refused`.
+    Rows are found by the numbers that the engine puts on a batch (`x.sample_ids`). Every input is checked against what the
+    teacher saw, so that a wrong row is refused. Raises `Refused`.
     """
 
     def __init__(self, folder: str | Path, teacher: Module | None = None, data=None):
-        from stillroom.store import Rows, prints
+        from stillroom.store import Rows
 
         super().__init__()
-        self.rows, self.asked = Rows(folder), 0
-        about, remedy = self.rows.about, "write a store for it into another folder: stillroom.store.write"
+        self.rows = Rows(folder)
+        about = self.rows.about
+        self.mark = nn.Buffer(torch.frombuffer(bytearray.fromhex(about["teacher"] + about["data"]), dtype=torch.uint8))
+        self.classes: list[str] | None = about.get("origin", {}).get("classes")
+        self.cost: dict = about.get("origin", {}).get("cost", {})      # of the live teacher, where it was asked
+        self.belongs(teacher, data)
+
+    def belongs(self, teacher: Module | None = None, data=None) -> None:
+        """The store was written from these. Raises `Refused`."""
+        from stillroom.store import prints
+
+        about, folder = self.rows.about, self.rows.folder
+        own = about.get("origin", {}).get("data", "")
         if teacher is not None and prints.of_teacher(teacher) != about["teacher"]:
-            raise Refused(f"{folder} is the store of another teacher", remedy)
+            raise Refused(f"{folder} is the store of another teacher", "write one for it: stillroom cache ANOTHER_FOLDER …")
         if data is not None and prints.of_data(data) != about["data"]:
-            raise Refused(f"{folder} is the store of another data set, or of other views of it", remedy)
+            raise Refused(f"{folder} is the store of another data set, or of other views of it",
+                          (f"leave --data out to take its own, {own}; or " if own else "")
+                          + "write one for these: stillroom cache ANOTHER_FOLDER …")
+
+    @torch.no_grad()
+    def told(self, data) -> Tensor:
+        """What the teacher said of the test split, logits [samples, classes]: `stillroom cache` keeps it beside the store.
+        Raises `Refused` for any other data."""
+        from stillroom.store import Rows, prints
+
+        test = self.rows.folder / "test"
+        if not (test / "store.json").exists():
+            raise Refused(f"{self.rows.folder} holds nothing on the test split: its teacher can teach, but not be judged",
+                          "stillroom cache writes it; in Python store.write(folder / 'test', teacher, test)")
+        rows = Rows(test)
+        if rows.about["teacher"] != self.rows.about["teacher"] or rows.about["data"] != prints.of_data(data):
+            raise Refused(f"{test} is not about these data, or of another teacher", "name the live teacher: --teacher SPEC")
+        return rows[torch.arange(len(rows))][0].float()
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -127,9 +158,7 @@ class Cached(Module):
             raise Refused("a stored teacher is asked about inputs that the method made itself, such as crops or parts of a batch",
                           "use the live teacher, or put the views into the data: store.Views(data, augment, count)")
         logits, checks = self.rows[index]
-        self.asked += 1
-        some = slice(None) if self.asked <= 10 else slice(self.asked % len(index), self.asked % len(index) + 1)
-        verify(x, checks, some, self.rows.folder)
+        verify(x, checks, self.rows.folder)
         return logits.to(first.device)
 
 

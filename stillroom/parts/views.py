@@ -193,13 +193,18 @@ def cutmix(x: Tensor, soft: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]
     λ ~ Beta(α, α) per sample, a centre anywhere, and is cut at the border (Yun et al. 2019, sec. 3.1). α = 0 changes nothing."""
     if not alpha:
         return x, soft
+    stays = outside(x, alpha)
+    return _mixed(x, soft, stays.to(x.dtype), stays.float().mean((1, 2, 3)))
+
+
+def outside(x: Tensor, alpha: float) -> Tensor:
+    """The pixels that `cutmix` leaves of every image, boolean [batch, 1, height, width]."""
     height, width = x.shape[-2:]
     side = (1 - torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)).sqrt()
     h, w = (side * height).floor(), (side * width).floor()
     top = (torch.rand_like(side) * height).floor() - (h / 2).floor()
     left = (torch.rand_like(side) * width).floor() - (w / 2).floor()
-    stays = ~_inside(torch.stack([top, left, h, w], -1), height, width)              # [batch, 1, height, width]
-    return _mixed(x, soft, stays.to(x.dtype), stays.float().mean((1, 2, 3)))
+    return ~_inside(torch.stack([top, left, h, w], -1), height, width)
 
 
 def _mixed(x: Tensor, soft: Tensor, pixels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """A teacher's outputs on disk: written once, read by every recipe in place of the live teacher, right under augmentation."""
 
+from stillroom.store.augments import augment
 from stillroom.store.reading import Rows
 from stillroom.store.views import Views
 from stillroom.store.writing import write
 
-__all__ = ["Rows", "Views", "write"]
+__all__ = ["Rows", "Views", "augment", "write"]

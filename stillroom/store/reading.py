@@ -13,7 +13,7 @@ from stillroom.store import codecs
 
 FORMAT = 1
 CHECK = 2       # bytes before each row: 16 bits of its input
-AGAIN = "run the same write again (stillroom.store.write): it rewrites only this shard"
+AGAIN = "run the same command again (stillroom cache; in Python store.write): it rewrites only this shard"
 
 
 class Rows:
@@ -72,7 +72,8 @@ def about(folder: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
         number = told["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{folder} holds no store ({type(error).__name__})", "write one: stillroom.store.write") from error
+        raise Refused(f"{folder} holds no store ({type(error).__name__})",
+                      f"write one: stillroom cache {folder} --teacher SPEC --data SPEC") from error
     if number != FORMAT:
         raise Refused(f"{file} has format {number}; this stillroom reads format {FORMAT}", "install the version it names")
     return told
@@ -114,13 +115,11 @@ def checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(x: Any, checks: np.ndarray, rows: slice, folder: Path) -> None:
+def verify(x: Any, checks: np.ndarray, folder: Path) -> None:
     """Inputs are those that the teacher saw. Raises `Refused`."""
-    from stillroom.store.prints import of_sample
+    from stillroom.store.prints import of_samples
 
-    told = checks[rows].tolist()
-    held = {k: v[rows].cpu() for k, v in x.items()} if isinstance(x, dict) else {"x": x[rows].cpu()}
-    wrong = sum(of_sample({k: v[i] for k, v in held.items()}) != one for i, one in enumerate(told))
+    wrong = sum(seen != told for seen, told in zip(of_samples(x), checks.tolist(), strict=True))
     if wrong:
-        raise Refused(f"{wrong} of {len(told)} inputs are not those that the teacher of {folder} saw",
+        raise Refused(f"{wrong} of {len(checks)} inputs are not those that the teacher of {folder} saw",
                       "use the data, in the same order, that the store was written from; put augmentation into store.Views")

@@ -15,7 +15,7 @@ from stillroom.zoo.specs import Spec, near, parse
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
     "timm": from_timm.build, "torchvision": from_torchvision.build, "hf": from_transformers.build,
     "file": from_files.own, "small": from_files.small}
-KINDS = (*SOURCES, "run")
+KINDS = (*SOURCES, "run", "store")
 
 
 def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: int | None = None,
@@ -23,9 +23,10 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
     timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · file:PATH.py:callable ·
-    run:FOLDER (made before) · small:mlp · small:cnn; options as `timm:resnet18?drop_rate=0.1`, weights on this machine as
-    `torchvision:resnet18?weights=FILE`, an input scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights;
-    `pretrained` fetches them from the hub. Fresh weights are drawn from torch's global generator.
+    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn; options as
+    `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
+    `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
+    torch's global generator.
 
     classes     their number, or their names
     size        height and width of the images, or one number for both
@@ -41,6 +42,10 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
                       f"did you mean 'timm:{spec}'? {known}" if not asked.name else near(asked.kind, KINDS) + " " + known)
     if asked.kind == "run":
         return _made_before(asked.name)
+    if asked.kind == "store":
+        from stillroom.parts.teachers import Cached
+
+        return Cached(asked.name)
     names = list(classes) if isinstance(classes, Sequence) else None
     number = len(classes) if isinstance(classes, Sequence) else classes
     sides = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))

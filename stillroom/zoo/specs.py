@@ -2,6 +2,7 @@
 
 import ast
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillroom.errors import Refused
@@ -29,6 +30,15 @@ def parse(text: str) -> Spec:
             raise Refused(f"{text!r}: the option {item!r} has no value", "options read name?option=value&option=value")
         options[key] = _literal(value)
     return Spec(kind, name, options)
+
+
+def moved(text: str, home: str | Path) -> str:
+    """A name whose path is not here but lies below `home`, meant from there; any other name as it is."""
+    head, mark, options = text.partition("?")
+    kind, _, name = head.partition(":")
+    path = name.rpartition(":")[0] if ".py:" in name else name
+    lies = path and not Path(path).exists() and (Path(home) / path).exists()
+    return f"{kind}:{Path(home) / name}{mark}{options}" if lies else text
 
 
 def take(options: dict[str, Any], known: dict[str, Any], of: Spec | str) -> dict[str, Any]:

@@ -15,12 +15,11 @@ Kang, Lee, Jang, Hwang — arXiv 2025 — https://arxiv.org/abs/2505.07675
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch.nn import Module
 from torch.utils.data import Dataset
 
 from stillroom import arenas
-from stillroom.batches import whole
+from stillroom.batches import joined, whole
 from stillroom.measure import Proof
 from stillroom.parts import losses, optim
 from stillroom.parts.heads import TwoHeads, choose_mix
@@ -49,7 +48,7 @@ class DHO(Recipe):
         run.keep(both=both, opt=opt)
 
         for x, y, x_u in run.loop(pairs(data), batch=self.batch, steps=self.steps):
-            images = torch.cat([x, x_u])                                          # [2·batch, …]
+            images = joined(x, x_u)                                               # [2·batch, …]
             to_labels, to_teacher = both.heads(images)                            # [2·batch, classes] each
             hard = losses.labels(to_labels[: len(x)], y)
             soft = 2 * losses.kl(to_teacher, teacher(images), self.temperature)   # mean over each half, summed
