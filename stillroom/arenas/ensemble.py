@@ -17,7 +17,7 @@ STEPS = 600      # of what follows on the student's start, by whatever method: t
 
 
 def ensemble(seed: int = 0, trained: bool = True) -> Cast:
-    """Student (an MLP of 32), two convolutional teachers, data and judges. `trained`: the student has learnt the given labels.
+    """Student (an MLP of 32), two convolutional teachers, data and judges. `trained`: it has learnt the given labels a while.
 
     alone()         the student taught (on) by the given labels
     kd(number)      the same by plain KD, labels left out, from teacher 0 or 1
@@ -42,10 +42,10 @@ def teachers(seed: int) -> tuple[Module, Module]:
 
 @lru_cache(maxsize=8)
 def start(seed: int, trained: bool) -> Module:
-    """The student before anything of the trial happens to it."""
+    """The student before anything of the trial happens to it; trained for so short that the wrong labels can still teach it."""
     torch.manual_seed(1000 + seed)
     net = mlp(hidden=32)
-    return Alone(steps=300)(Run(seed=seed), student=net, data=split("noisy", seed).train) if trained else net
+    return Alone(steps=100)(Run(seed=seed), student=net, data=split("noisy", seed).train) if trained else net
 
 
 @lru_cache(maxsize=4)
