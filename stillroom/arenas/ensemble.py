@@ -1,6 +1,7 @@
 """Handwritten digits, two labels in five wrong: two teachers of the right ones, a student taught by the given."""
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,7 @@ from stillroom.arenas.cast import Cast
 from stillroom.arenas.digits import split
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn, mlp
+from stillroom.parts.teachers import Ensemble
 from stillroom.run import Run
 
 STEPS = 600      # of what follows on the student's start, by whatever method: the budget of the trials
@@ -28,6 +30,32 @@ def ensemble(seed: int = 0, trained: bool = True) -> Cast:
     return Cast(actors, data="scikit-learn digits, noisy", valid=ground.valid, test=ground.test,
                 accuracy=lambda net: accuracy(net, ground.test), alone=lambda: _alone(seed, trained),
                 kd=lambda number: _kd(seed, trained, number))
+
+
+def reinforced(seed: int = 0) -> Cast:
+    """The same, where the student knows nothing yet and sees views.
+
+    labels()  the student taught by the given labels on views as the method stores them
+    live()    the same by the live teachers on new views, without labels
+    """
+    cast = ensemble(seed, trained=False)
+    cast.labels, cast.live = lambda: _on_views(seed, live=False), lambda: _on_views(seed, live=True)
+    return cast
+
+
+@lru_cache(maxsize=8)
+def _on_views(seed: int, live: bool) -> Module:
+    from stillroom.recipes.classification.dataset_reinforcement import trial  # which stands on this ground itself
+    from stillroom.recipes.classification.kd import KD
+
+    method, cast = trial(seed)
+    student, data = cast.actors["student"], cast.actors["data"]
+    budget = {"lr": method.lr, "decay": method.decay, "batch": method.batch, "steps": method.steps}
+    if live:
+        views = replace(method, samples=1 + method.batch * method.steps // len(data)).views(data, seed + 1)    # none comes twice
+        return KD(temperature=1.0, alpha=1.0, **budget)(Run(seed=seed), student=student, teacher=Ensemble(teachers(seed)),
+                                                        data=views)
+    return Alone(**budget)(Run(seed=seed), student=student, data=method.views(data, seed))
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,17 @@ def crop(x: Tensor, scale: tuple[float, float] = (0.08, 1.0), size: int = 0, fli
     part = F.interpolate(x[None, ..., top : top + h, left : left + w], (size or height, size or width), mode="bilinear",
                          antialias=True)[0]
     return part.flip(-1) if random.random() < flip else part
+
+
+def erase(x: Tensor, p: float = 0.25, scale: tuple[float, float] = (0.02, 1 / 3),
+          ratio: tuple[float, float] = (0.3, 10 / 3)) -> Tensor:
+    """A random box of one image, in whole pixels, filled with noise with probability `p`: see `views.erase`."""
+    if random.random() >= p:
+        return x
+    top, left, h, w = box(*x.shape[-2:], scale, ratio)
+    x = x.clone()
+    x[..., top : top + h, left : left + w] = torch.rand(len(x), h, w)
+    return x
 
 
 def box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -78,11 +90,12 @@ class Several(Dataset):
 
     kept  which views may be drawn, boolean [count · samples]; all when left out. A sample of which none is kept is left out; one
           of which too few are kept shows some twice
-    raw   chance that a view is none of the stored ones but drawn for this time alone, without mixing: its number is −1
+    raw   chance that a view is none of the stored ones but drawn by `usual` for this time alone: its number is −1
     """
 
-    def __init__(self, views: Any, each: int = 1, kept: Tensor | None = None, raw: float = 0.0):
-        self.views, self.each, self.raw = views, each, raw
+    def __init__(self, views: Any, each: int = 1, kept: Tensor | None = None, raw: float = 0.0,
+                 usual: Callable[[Tensor], Tensor] = crop):
+        self.views, self.each, self.raw, self.usual = views, each, raw, usual
         self.kept = torch.ones(views.count, len(views.data), dtype=torch.bool) if kept is None else kept.view(views.count, -1)
         self.samples = self.kept.any(0).nonzero().flatten().tolist()
         if not self.samples:
@@ -96,14 +109,9 @@ class Several(Dataset):
         own = self.kept[:, place].nonzero().flatten()
         at = own[torch.randperm(len(own))[torch.arange(self.each) % len(own)]] * len(self.views.data) + place
         at = torch.where(torch.rand(self.each) < self.raw, -1, at)
-        again = int(torch.randint(2**62, ()))                # views draw from their own seeds, so this comes first
-        shown = [self.views[j][0] if j >= 0 else self._fresh(place, again + k) for k, j in enumerate(at.tolist())]
-        return torch.stack(shown), self.views.data[place][1], at
-
-    def _fresh(self, place: int, seed: int) -> Tensor:
-        seeded(seed)
-        x, views = self.views.data[place][0], getattr(self.views, "views", self.views)
-        return views.augment(x) if views.augment else x
+        x, y = self.views.data[place][:2]
+        fresh = [self.usual(x) for _ in at[at < 0]]          # first, as stored views draw from seeds of their own
+        return torch.stack([self.views[j][0] if j >= 0 else fresh.pop() for j in at.tolist()]), y, at
 
 
 def asked(folder: Path | None, teacher: Module, views: Any, codec: str, device: torch.device | str = "cpu") -> Cached:
