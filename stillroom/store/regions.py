@@ -42,7 +42,7 @@ def erase(x: Tensor, p: float = 0.25, scale: tuple[float, float] = (0.02, 1 / 3)
         return x
     top, left, h, w = box(*x.shape[-2:], scale, ratio)
     x = x.clone()
-    x[..., top : top + h, left : left + w] = torch.rand(len(x), h, w)
+    x[..., top : top + h, left : left + w].uniform_()
     return x
 
 
@@ -75,13 +75,13 @@ class Mixed(Dataset):
     def __getitem__(self, i: int) -> tuple[Any, ...]:
         x, y, *rest = self.views[i]
         seeded(number(self.views.seed, "mix", i))
-        other, blend, box = int(torch.randint(len(self.data), ())), torch.rand(()) < self.mixup, torch.rand(()) < self.cutmix
-        share, stays = torch.rand(()) / 2, outside(x[None], 1.0)[0]
-        if blend or box:
+        other, blend, pasted = random.randrange(len(self.data)), random.random() < self.mixup, random.random() < self.cutmix
+        share, stays = random.random() / 2, outside(x[None], 1.0)[0]
+        if blend or pasted:
             y = torch.full_like(torch.as_tensor(y), UNLABELLED)
             second = self.views[i - i % len(self.data) + other][0]
             x = torch.lerp(x, second, share) if blend else x
-            x = torch.where(stays, x, second) if box else x
+            x = torch.where(stays, x, second) if pasted else x
         return x, y, *rest
 
 
@@ -108,7 +108,7 @@ class Several(Dataset):
         place = self.samples[i]
         own = self.kept[:, place].nonzero().flatten()
         at = own[torch.randperm(len(own))[torch.arange(self.each) % len(own)]] * len(self.views.data) + place
-        at = torch.where(torch.rand(self.each) < self.raw, -1, at)
+        at = torch.tensor([-1 if random.random() < self.raw else j for j in at.tolist()])
         x, y = self.views.data[place][:2]
         fresh = [self.usual(x) for _ in at[at < 0]]          # first, as stored views draw from seeds of their own
         return torch.stack([self.views[j][0] if j >= 0 else fresh.pop() for j in at.tolist()]), y, at
