@@ -61,7 +61,7 @@ def test_a_few_views_of_each_sample_are_drawn_from_those_that_are_kept(ground):
     kept[:, 7], kept[:, 8] = False, torch.tensor([False, True, False, False, False])
     some = Several(seen, 3, kept.flatten())
     assert len(some) == int(kept.any(0).sum()) and 7 not in some.samples
-    x, y, at = some[some.samples.index(8)]
+    x, y, at = some[some.samples.tolist().index(8)]
     assert at.tolist() == [32, 32, 32] and x.shape == (3, 1, 8, 8)
     drawn = set()
     for x, y, at in batches(some, 6, start=0, count=60, seed=(0,)):

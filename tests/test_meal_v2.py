@@ -9,8 +9,10 @@ from torch.utils.data import TensorDataset
 from stillroom.models.small import cnn, mlp
 from stillroom.parts.gradients import reverse
 from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.teachers import Cached
 from stillroom.recipes.classification.meal_v2 import MEALV2, discriminator, trial
 from stillroom.run import Run
+from stillroom.store import write
 
 
 @pytest.fixture
@@ -118,6 +120,16 @@ def test_no_label_is_read(ground):
     made = [one_step((student, first, second, TensorDataset(data.tensors[0], y)))[0]
             for y in (data.tensors[1], torch.full((32,), UNLABELLED))]
     assert all(torch.equal(p, q) for p, q in zip(made[0].parameters(), made[1].parameters()))
+
+
+def test_stored_teachers_give_the_same_student(ground, tmp_path):
+    student, first, second, data = ground
+    stored = [Cached(write(tmp_path / str(i), net, data)) for i, net in enumerate((first, second))]
+    assert same(one_step(ground)[0], one_step((student, *stored, data))[0])
+
+
+def same(a, b):
+    return all(torch.allclose(p, q, atol=1e-6) for p, q in zip(a.parameters(), b.parameters()))
 
 
 def test_cutmix_shows_student_and_teachers_the_same_mixed_images(ground):

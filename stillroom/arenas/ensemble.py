@@ -39,8 +39,8 @@ def reinforced(seed: int = 0) -> Cast:
     live()    the same by the live teachers on new views, without labels
     """
     cast = ensemble(seed, trained=False)
-    cast.labels, cast.live = lambda: _on_views(seed, live=False), lambda: _on_views(seed, live=True)
-    return cast
+    return Cast(cast.actors, data=cast.data, valid=cast.valid, test=cast.test, accuracy=cast.accuracy,
+                labels=lambda: _on_views(seed, live=False), live=lambda: _on_views(seed, live=True))
 
 
 @lru_cache(maxsize=8)

@@ -3,10 +3,12 @@
 import math
 import random
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +42,7 @@ def erase(x: Tensor, p: float = 0.25, scale: tuple[float, float] = (0.02, 1 / 3)
     """A random box of one image, in whole pixels, filled with noise with probability `p`: see `views.erase`."""
     if random.random() >= p:
         return x
-    top, left, h, w = box(*x.shape[-2:], scale, ratio)
+    top, left, h, w = box(x.shape[-2], x.shape[-1], scale, ratio)
     x = x.clone()
     x[..., top : top + h, left : left + w].uniform_()
     return x
@@ -96,22 +98,23 @@ class Several(Dataset):
     def __init__(self, views: Any, each: int = 1, kept: Tensor | None = None, raw: float = 0.0,
                  usual: Callable[[Tensor], Tensor] = crop):
         self.views, self.each, self.raw, self.usual = views, each, raw, usual
-        self.kept = torch.ones(views.count, len(views.data), dtype=torch.bool) if kept is None else kept.view(views.count, -1)
-        self.samples = self.kept.any(0).nonzero().flatten().tolist()
-        if not self.samples:
+        shape = len(views.data), views.count
+        self.kept = np.ones(shape, bool) if kept is None else np.ascontiguousarray(kept.numpy().reshape(shape[::-1]).T)
+        self.samples = np.flatnonzero(self.kept.any(1))
+        if not len(self.samples):
             raise Refused("no view is left: all of them were dropped", "lower the confidence from which a view is kept")
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor]:
-        place = self.samples[i]
-        own = self.kept[:, place].nonzero().flatten()
-        at = own[torch.randperm(len(own))[torch.arange(self.each) % len(own)]] * len(self.views.data) + place
-        at = torch.tensor([-1 if random.random() < self.raw else j for j in at.tolist()])
+        place = int(self.samples[i])
         x, y = self.views.data[place][:2]
-        fresh = [self.usual(x) for _ in at[at < 0]]          # first, as stored views draw from seeds of their own
-        return torch.stack([self.views[j][0] if j >= 0 else fresh.pop() for j in at.tolist()]), y, at
+        own = np.flatnonzero(self.kept[place])
+        drawn = islice(cycle(torch.randperm(len(own)).tolist()), self.each)
+        at = [-1 if random.random() < self.raw else int(own[k]) * len(self.kept) + place for k in drawn]
+        fresh = [self.usual(x) for j in at if j < 0]         # first, as stored views draw from seeds of their own
+        return torch.stack([self.views[j][0] if j >= 0 else fresh.pop() for j in at]), y, torch.tensor(at)
 
 
 def asked(folder: Path | None, teacher: Module, views: Any, codec: str, device: torch.device | str = "cpu") -> Cached:

@@ -20,7 +20,7 @@ from torch.nn import Module
 from torch.utils.data import Dataset
 
 from stillroom.arenas.ensemble import ensemble
-from stillroom.batches import whole
+from stillroom.batches import ids, tagged, whole
 from stillroom.measure import Proof
 from stillroom.parts import optim, views
 from stillroom.parts.gradients import reverse
@@ -45,9 +45,8 @@ class MEALV2(Recipe):
     def distill(self, run: Run, student: Module, teacher: Module, data: Dataset, others: list[Module] | None = None) -> Module:
         """`others`: the further teachers; the paper has one beside the first."""
         teachers = [Frozen(net) for net in (teacher, *(others or []))]
-        with torch.no_grad():
-            classes = teachers[0](whole(data, 1)[0].to(run.device)).shape[1]
-        judge = discriminator(classes, self.narrow, self.relu).to(run.device)
+        sample = tagged(whole(data, 2)[0].to(run.device), ids(data)[:2])
+        judge = discriminator(teachers[0](sample).shape[1], self.narrow, self.relu).to(run.device)
         opt = optim.sgd(student, judge, lr=steps(self.lr, self.drop), decay=self.decay)
         run.keep(student=student, judge=judge, opt=opt)
 
