@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from stillroom.arenas.pruned import pruned
 from stillroom.batches import ids, whole
@@ -101,7 +101,9 @@ def answers(net: Module, data: Dataset, batch: int, device: torch.device) -> tup
 
 
 def labels(data: Dataset) -> Tensor:
-    return torch.tensor([int(data[i][1]) for i in range(len(data))])
+    """Of all samples, [samples]; read one by one where the data do not tell them."""
+    known = data.tensors[1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
+    return torch.as_tensor([int(data[i][1]) for i in range(len(data))] if known is None else known)
 
 
 def trial(seed=0):
