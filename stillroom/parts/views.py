@@ -177,24 +177,26 @@ def soft_labels(y: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
     return (hot * (1 - smoothing) + smoothing / classes) * (y >= 0)[:, None]
 
 
-def mixup(x: Tensor, soft: Tensor, alpha: float = 0.8) -> tuple[Tensor, Tensor]:
+def mixup(x: Tensor, soft: Tensor, alpha: float = 0.8, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """λ·x + (1 − λ)·x of another sample, and the same of the labels, λ ~ Beta(α, α) per sample (Zhang et al. 2018).
 
-    x [batch, channels, height, width], soft [batch, classes]; α = 0 changes nothing.
+    x [batch, channels, height, width], soft [batch, classes]; α = 0 changes nothing. other: the row with which each is mixed,
+    [batch]; a permutation drawn at random when left out.
     """
     if not alpha:
         return x, soft
     share = torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)           # [batch]
-    return _mixed(x, soft, share.view(-1, 1, 1, 1), share)
+    return _mixed(x, soft, share.view(-1, 1, 1, 1), share, other)
 
 
-def cutmix(x: Tensor, soft: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+def cutmix(x: Tensor, soft: Tensor, alpha: float = 1.0, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A box of every image from another sample; labels by area. The box has the image's shape, 1 − λ of its area with
-    λ ~ Beta(α, α) per sample, a centre anywhere, and is cut at the border (Yun et al. 2019, sec. 3.1). α = 0 changes nothing."""
+    λ ~ Beta(α, α) per sample, a centre anywhere, and is cut at the border (Yun et al. 2019, sec. 3.1). α = 0 changes nothing.
+    other: see `mixup`."""
     if not alpha:
         return x, soft
     stays = outside(x, alpha)
-    return _mixed(x, soft, stays.to(x.dtype), stays.float().mean((1, 2, 3)))
+    return _mixed(x, soft, stays.to(x.dtype), stays.float().mean((1, 2, 3)), other)
 
 
 def outside(x: Tensor, alpha: float) -> Tensor:
@@ -207,8 +209,8 @@ def outside(x: Tensor, alpha: float) -> Tensor:
     return ~_inside(torch.stack([top, left, h, w], -1), height, width)
 
 
-def _mixed(x: Tensor, soft: Tensor, pixels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    other = torch.randperm(len(x), device=x.device)
+def _mixed(x: Tensor, soft: Tensor, pixels: Tensor, share: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+    other = torch.randperm(len(x), device=x.device) if other is None else other
     return pixels * x + (1 - pixels) * x[other], share[:, None] * soft + (1 - share[:, None]) * soft[other]
 
 
