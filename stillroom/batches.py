@@ -135,6 +135,16 @@ def whole(data, limit: int | None = None):
     return default_collate(list(islice((data[i] for i in range(len(data))), limit)))
 
 
+def targets(data) -> torch.Tensor:
+    """The classes of all samples of (x, y), [samples]; samples are read, one at a time, only where no data set tells."""
+    if isinstance(data, TensorDataset):
+        return data.tensors[1]
+    if isinstance(data, Subset):
+        return targets(data.dataset)[torch.as_tensor(list(data.indices), dtype=torch.long)]
+    known = getattr(data, "targets", None)
+    return torch.as_tensor(known if known is not None else [int(data[i][1]) for i in range(len(data))])
+
+
 def to_device(content: Any, device: torch.device) -> Any:
     """Tensors of a batch on the device, whatever holds them."""
     if isinstance(content, torch.Tensor):

@@ -11,7 +11,7 @@ from torch.utils.data import Subset, TensorDataset
 from stillroom.errors import Refused
 from stillroom.models.small import mlp
 from stillroom.parts import pruning
-from stillroom.recipes.classification.data_pruning_kd import DataPruningKD, answers, trial
+from stillroom.recipes.classification.data_pruning_kd import DataPruningKD, said, trial
 from stillroom.run import Run
 
 
@@ -167,8 +167,8 @@ def test_scores_come_from_new_nets_that_learn_from_all_samples(ground, score):
     small(score=score, even=True)(run, student=student, teacher=teacher, data=data)
     assert [run.loops[f"score{i}"][1] for i in range(2)] == [12, 12] and len(run.loops["score0"][0]) == 40
     assert not any(torch.equal(net[1].weight, before["1.weight"]) for net in nets.values())
-    said = [answers(net, data, 7, torch.device("cpu")) for net in nets.values()]
-    p, h = (torch.stack(part) for part in zip(*said))
+    told = [said(net, data) for net in nets.values()]
+    p, h = (torch.stack(part) for part in zip(*told))
     x, y = data.tensors
     assert torch.allclose(p[0], nets["net0"](x).softmax(-1), atol=1e-6) and torch.allclose(h[1], nets["net1"][:3](x), atol=1e-6)
     assert run.loops["loop"][0].indices == pruning.keep(pruning.SCORES[score](p, h, y), 0.3, y).tolist()

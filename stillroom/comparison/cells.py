@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch.nn import Module
 
 from stillroom import measure, recipe, saved, settings
+from stillroom.batches import targets
 from stillroom.comparison.bar import Bar
 from stillroom.comparison.files import read, write
-from stillroom.comparison.ground import targets
 from stillroom.comparison.judge import architecture, fingerprint, numbers, some
 from stillroom.comparison.plan import GRID, Contestant, Plan, call, is_loop, repeat
 from stillroom.comparison.versions import versions

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.data import TensorDataset
 
 from stillroom import arenas, checks
-from stillroom.batches import ids, tagged, to_device, whole
+from stillroom.batches import ids, tagged, targets, to_device
 from stillroom.errors import Refused
 from stillroom.measure.cost import placed, resting
 from stillroom.parts.losses.logits import UNLABELLED
@@ -102,12 +101,6 @@ def _look(split) -> tuple[tuple[int, ...], list[str]]:
         raise Refused("no training sample has a label", "the student alone needs a few: label some, or use `stillroom run`")
     classes = getattr(split.train, "classes", None) or range(int(max(targets(split.test).max(), targets(split.valid).max())) + 1)
     return tuple(split.train[0][0].shape), [str(c) for c in classes]
-
-
-def targets(data: Any) -> Tensor:
-    """The classes of all samples of a split, [n]."""
-    known = data.tensors[1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
-    return torch.as_tensor(known if known is not None else whole(data)[1])
 
 
 def _network(given: Any, classes: list[str], shape: tuple[int, ...], reading: dict[str, Any]) -> Module:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from stillroom.batches import ids, whole
+from stillroom.batches import ids, targets
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
 
@@ -14,8 +14,7 @@ def by_label(data) -> tuple[TensorDataset, TensorDataset] | tuple[Subset, Subset
     if isinstance(data, TensorDataset):
         has = data.tensors[1] != UNLABELLED
         return _some(data, has), _some(data, ~has)
-    targets = getattr(data, "targets", None)
-    has = torch.as_tensor(targets if targets is not None else whole(data)[1]) != UNLABELLED
+    has = targets(data) != UNLABELLED
     return Subset(data, has.nonzero().flatten().tolist()), Subset(data, (~has).nonzero().flatten().tolist())
 
 

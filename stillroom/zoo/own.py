@@ -4,10 +4,9 @@ import inspect
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
 
+from stillroom.batches import targets
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.zoo.from_files import callable_in
@@ -46,10 +45,10 @@ def _lazy(data: Any, asked: Spec, split: str) -> Lazy:
     if not isinstance(first, tuple | list) or len(first) < 2:
         raise Refused(f"{asked} gives a {type(first).__name__} for a sample, not (x, y)",
                       f"return (x, y); y = {UNLABELLED} where there is no label")
-    targets = _targets(data)
-    names = getattr(data, "classes", None) or range(int(targets.max()) + 1)
+    known = _targets(data)
+    names = getattr(data, "classes", None) or range(int(known.max()) + 1)
     words = asked.name.rpartition("/")[2] + ("" if split == "all" else f", {split}")
-    return Lazy(partial(_sample, data), targets, [str(c) for c in names], words, tuple(getattr(first[0], "shape", ())),
+    return Lazy(partial(_sample, data), known, [str(c) for c in names], words, tuple(getattr(first[0], "shape", ())),
                 repr((asked.name, asked.options, [_seen(data[i][0]) for i in {0, len(data) // 2, len(data) - 1}])), "samples")
 
 
@@ -58,14 +57,8 @@ def _sample(data: Any, i: int) -> Any:
 
 
 def _targets(data: Any) -> Tensor:
-    """Of all samples, without reading them where the data set tells."""
-    if isinstance(data, TensorDataset):
-        return data.tensors[1]
-    if isinstance(data, Subset):
-        return _targets(data.dataset)[torch.as_tensor(data.indices)]
-    known = getattr(data, "targets", None)
     try:
-        return torch.as_tensor(known if known is not None else [int(data[i][1]) for i in range(len(data))])
+        return targets(data)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"the labels are no class numbers ({error})",
                       f"return (x, y), y from 0, or {UNLABELLED} for none") from error

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset
 
 from stillroom.arenas.pruned import pruned
-from stillroom.batches import ids, whole
+from stillroom.batches import ids, targets, whole
 from stillroom.errors import Refused, nearest
-from stillroom.measure import Proof
+from stillroom.measure import Proof, answers
 from stillroom.parts import losses, optim, pruning
 from stillroom.parts.flat import fresh
 from stillroom.parts.heads import headless
@@ -51,7 +51,7 @@ class DataPruningKD(Recipe):
 
     def distill(self, run: Run, student: Module, teacher: Module, data: Dataset) -> Module:
         teacher, scores = Frozen(teacher), self.scores(run, student, data)            # [samples]
-        kept = pruning.keep(scores, self.share, labels(data) if self.even else None)
+        kept = pruning.keep(scores, self.share, targets(data) if self.even else None)
         alpha = self.alpha if self.alpha >= 0 else 1 - self.share / 2
         opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay)
         run.keep(student=student, opt=opt)
@@ -82,28 +82,17 @@ class DataPruningKD(Recipe):
                 if self.score == "forgetting":
                     seen.see(place[x.sample_ids], logits.argmax(-1) == y)
                 run.update(opt, labels=losses.labels(logits, y))
-            told.append(seen.count.cpu() if self.score == "forgetting" else answers(net, data, self.batch, run.device))
+            told.append(seen.count.cpu() if self.score == "forgetting" else said(net, data))
         if self.score == "forgetting":
             return torch.stack(told).mean(0)
         p, features = (torch.stack(parts) for parts in zip(*told, strict=True))       # [nets, samples, classes], […, width]
-        return pruning.SCORES[self.score](p, features, labels(data))
+        return pruning.SCORES[self.score](p, features, targets(data))
 
 
-@torch.no_grad()
-def answers(net: Module, data: Dataset, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def said(net: Module, data: Dataset) -> tuple[Tensor, Tensor]:
     """Probabilities [samples, classes] and what the last layer reads [samples, width], on the CPU."""
-    net, said = copy.deepcopy(net).eval(), []
-    body = headless(copy.deepcopy(net), whole(data, 2)[0].to(device))[0]
-    for start in range(0, len(data), batch):
-        x = default_collate([data[i][0] for i in range(start, min(start + batch, len(data)))]).to(device)
-        said.append((net(x).float().softmax(-1).cpu(), body(x).float().cpu()))
-    return tuple(map(torch.cat, zip(*said, strict=True)))
-
-
-def labels(data: Dataset) -> Tensor:
-    """Of all samples, [samples]; read one by one where the data do not tell them."""
-    known = data.tensors[1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
-    return torch.as_tensor([int(data[i][1]) for i in range(len(data))] if known is None else known)
+    body = headless(copy.deepcopy(net), whole(data, 2)[0].to(next(net.parameters()).device))[0]
+    return answers(net, data)[0].softmax(-1), answers(body, data)[0]
 
 
 def trial(seed=0):
