@@ -152,8 +152,8 @@ def test_an_encoder_of_transformers_reads_with_its_own_tokens(tmp_path):
     pieces.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
                                          sep_token="[SEP]").save_pretrained(tmp_path)
-    shape = transformers.BertConfig(vocab_size=pieces.get_vocab_size(), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                    intermediate_size=32)
+    shape = transformers.BertConfig(vocab_size=pieces.get_vocab_size(), hidden_size=16, num_hidden_layers=1,
+                                    num_attention_heads=2, intermediate_size=32)
     torch.manual_seed(0)
     transformers.BertModel(shape).save_pretrained(tmp_path)
     reader = Pretrained(tmp_path, length=64)
@@ -198,8 +198,8 @@ def test_each_passage_is_asked_once_in_groups_and_no_label_is_read():
     data = NoLabels((Passage(f"naproxen {n} and rash", ("naproxen",)), {"naproxen": ["gold"]}) for n in range(10))
     examples = [(Passage("shown", ("shown",)), {"shown": []})]
     torch.manual_seed(0)
-    made = ADEDistill(group=4, steps=30, lr=0.01)(Run(), student=Reader(dim=16, layers=2, length=8), teacher=Oracle(teacher), data=data,
-                                                 examples=examples)
+    made = ADEDistill(group=4, steps=30, lr=0.01)(Run(), student=Reader(dim=16, layers=2, length=8), teacher=Oracle(teacher),
+                                                 data=data, examples=examples)
     assert len(asked) == 10 and all("Passage: shown\nNames: shown" in text for text in asked)
     assert made.extract([data[3][0]]) == [{"naproxen": ["rash"]}]
     with pytest.raises(Refused, match="needs 'teacher'"):
@@ -209,7 +209,8 @@ def test_each_passage_is_asked_once_in_groups_and_no_label_is_read():
 def test_noise_averages_out_and_a_habit_does_not():
     """The card's check: a teacher that is wrong now and then is surpassed, one that is always wrong about the same is not."""
     draw = torch.Generator().manual_seed(0)
-    drugs, effects, other = ["naproxen", "aspirin", "lithium", "codeine"], ["rash", "nausea", "tremor", "fever"], ["milk", "water", "bread"]
+    drugs, effects = ["naproxen", "aspirin", "lithium", "codeine"], ["rash", "nausea", "tremor", "fever"]
+    other = ["milk", "water", "bread"]
 
     def pick(some):
         return some[int(torch.randint(len(some), (), generator=draw))]
