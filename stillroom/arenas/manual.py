@@ -167,12 +167,15 @@ class Teacher:
         return int(torch.multinomial((logits / self.warm).softmax(-1), 1, generator=dice))
 
 
-def manual(seed: int = 0, warm: float = 1.5) -> Cast:
+WARM = 1.5      # temperature at which the oracle draws its words: it errs now here, now there
+
+
+def manual(seed: int = 0, warm: float = WARM) -> Cast:
     """A small reader as student, passages without values, and an oracle that has seen a hundred and fifty with theirs.
 
     f1(found)    lenient F1 on the test passages, in percent; strict with lenient=False
     teacher()    what the oracle answers on them; surest(): what it would answer if it drew no word
-    alone()      what the student extracts when it is taught by the teacher's passages and true values instead
+    alone()      what the student extracts when it is taught by the teacher's own examples and their true values
     """
     ground = split(seed)
     torch.manual_seed(1000 + seed)
