@@ -10,6 +10,7 @@ from serving import LanguageServer, save_model
 from torch import nn
 
 from stillroom import _compat, cli
+from stillroom.arenas.manual import entries, passages, plain, split, value
 from stillroom.errors import Refused
 from stillroom.measure.spans import span_f1
 from stillroom.models.readers import Extractor, Pretrained, Reader, anchors, marked
@@ -240,6 +241,53 @@ def test_noise_averages_out_and_a_habit_does_not():
         gold = [g for _, g, _ in test]
         student, taught = span_f1(made.extract([p for p, *_ in test]), gold), span_f1([teach(p.text) for p, *_ in test], gold)
         assert taught < 95 and (student > taught + 10 if better else abs(student - taught) < 8), (teach.__name__, student, taught)
+
+
+# --- the ground ------------------------------------------------------------------------------------------------------
+
+DOC = """Do a thing.
+
+Parameters
+----------
+tol : float, default=1e-4
+    Stop below it. See :ref:`User Guide <tol>` and `mode`.
+
+    More of it.
+mode : {'full', 'part'}, optional
+    Default is ``'full'``.
+*args : any
+
+Returns
+-------
+x : int
+"""
+
+
+def test_entries_are_read_from_a_docstring_without_its_marks():
+    found = {name: plain(text) for name, text in entries(DOC)}
+    assert found == {"tol": "tol : float, default=1e-4. Stop below it. See User Guide and mode. More of it.",
+                     "mode": "mode : {'full', 'part'}, optional. Default is 'full'."}
+    assert not list(entries("Nothing here.")) and not list(entries("x\n\nParameters\n----------\n"))
+
+
+@pytest.mark.parametrize("text, default, wanted", [
+    ("default=1e-4.", 0.0001, "1e-4"), ("the default is -1 (the last)", -1, "-1"), ("of x1 and 10", 1, ""),
+    ("Default is 'full'", "full", "full"), ("carefully", "full", ""), ("If True, all", True, "True"), ("0 or 1", True, ""), ("None: all", None, "None"),
+    ("(0, 1)", (0, 1), ""), ("3.0 of them", 3, "3.0"), ("at e5", 5, "")])
+def test_a_default_is_found_as_the_text_writes_it(text, default, wanted):
+    assert value(text, default) == wanted
+
+
+@pytest.mark.slow
+def test_the_parts_share_no_function_but_the_one_at_a_cut_and_every_value_stands_in_its_text():
+    of = {passage: function for passage, _, function in passages()}
+    parts = {name: vars(split(0))[name] for name in ("shown", "valid", "test", "pool")}
+    assert [len(parts[name]) for name in ("shown", "valid", "test")] == [150, 200, 1000] and len(parts["pool"]) > 2048
+    functions = {name: {of[p] for p, _ in part} for name, part in parts.items()}
+    assert not functions["test"] & functions["shown"] and len(functions["test"] & functions["pool"]) <= 1
+    for passage, values, _ in passages():
+        assert all(mentions(passage.text, s) for strings in values.values() for s in strings)
+        assert set(values) == set(passage.names) and all(mentions(passage.text, name) for name in passage.names)
 
 
 OWN = '''

@@ -104,7 +104,8 @@ def passages() -> list[tuple[Passage, dict[str, list[str]], str]]:
 
 @lru_cache(maxsize=4)
 def split(seed: int) -> SimpleNamespace:
-    """Examples with gold values, passages without, and passages to choose by and to report on; no function is in two parts."""
+    """Examples with gold values, passages without, and passages to choose by and to report on; the parts share no function but
+    the one at a cut."""
     everything = passages()
     order = sorted({of for *_, of in everything})
     random.Random(seed).shuffle(order)

@@ -79,7 +79,8 @@ def proof(extractor, cast):
     """It finds more, and less that is wrong, than the teacher whose answers it learnt from."""
     found = extractor.extract([passage for passage, _ in cast.test])
     taught = cast.teacher()
-    return Proof(cast.f1(found), beats=cast.f1(taught), unit="lenient F1", baseline="the teacher's answers, drawn at temperature 1.5",
+    return Proof(cast.f1(found), beats=cast.f1(taught), unit="lenient F1",
+                 baseline="the teacher's answers, drawn at temperature 1.5",
                  also={"strict": cast.f1(found, lenient=False), "strict, the teacher's": cast.f1(taught, lenient=False),
                        "the teacher's surest answers": cast.f1(cast.surest()),
                        "the student on the teacher's own examples": cast.f1(cast.alone())})
