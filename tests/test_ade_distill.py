@@ -271,9 +271,9 @@ def test_entries_are_read_from_a_docstring_without_its_marks():
 
 
 @pytest.mark.parametrize("text, default, wanted", [
-    ("default=1e-4.", 0.0001, "1e-4"), ("the default is -1 (the last)", -1, "-1"), ("of x1 and 10", 1, ""), ("3.0 of them", 3, "3.0"),
-    ("at e5", 5, ""), ("Default is 'full'", "full", "full"), ("carefully", "full", ""), ("If True, all", True, "True"),
-    ("0 or 1", True, ""), ("None: all", None, "None"), ("(0, 1)", (0, 1), "")])
+    ("default=1e-4.", 0.0001, "1e-4"), ("the default is -1 (the last)", -1, "-1"), ("of x1 and 10", 1, ""),
+    ("3.0 of them", 3, "3.0"), ("at e5", 5, ""), ("Default is 'full'", "full", "full"), ("carefully", "full", ""),
+    ("If True, all", True, "True"), ("0 or 1", True, ""), ("None: all", None, "None"), ("(0, 1)", (0, 1), "")])
 def test_a_default_is_found_as_the_text_writes_it(text, default, wanted):
     assert value(text, default) == wanted
 
