@@ -37,7 +37,8 @@ class LanguageServer:
     """The model of a folder at `url`, from `with` to its end.
 
     faults   what befalls the next requests, in turn: None, "busy:SECONDS" (429), "broken" (500), "hang", "cut", "garbage",
-             "empty" (a reply without choices), "denied" (401 that repeats the key), "moved" (a redirect), or a status number
+             "empty" (a reply without choices), "echo" (an answer that repeats the key), "denied" (401 that repeats the key),
+             "moved" (a redirect), or a status number
     asked    bodies of all requests, in order; keys: their Authorization; at: when they came
     """
 
@@ -116,6 +117,8 @@ def _handler(server: LanguageServer):
                 self.close_connection = True
             elif fault == "denied":
                 self.reply(401, {"error": {"message": f"Incorrect API key provided: {self.headers.get('Authorization')}"}})
+            elif fault == "echo":
+                self.reply(200, {"choices": [{"message": {"content": f"You are {self.headers.get('Authorization')}."}}]})
             elif fault == "moved":
                 self.reply(302, {}, Location="http://127.0.0.1:9/elsewhere")
             elif isinstance(fault, int):

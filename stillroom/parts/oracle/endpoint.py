@@ -18,7 +18,9 @@ from stillroom.parts.oracle.answer import Answer, Failed, Step
 
 Prompt = str | Sequence[Mapping[str, str]]      # a text, or messages {"role": …, "content": …}
 LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)      # a status that may be another one when asked again
-LARGEST = 2**26                                            # bytes of a reply
+LARGEST = 2**26      # bytes of a reply
+SECRET = 12          # letters from which a key is one: "EMPTY", as local servers are given, is a word like others
+FRAME = 64           # tokens that a server may put around the messages
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ class Endpoint:
         """Tokens that question and answer can have at most: no token of a text is less than a byte."""
         asked = question.get("messages") or [question["prompt"]]
         longest = question.get("max_completion_tokens") or question.get("max_tokens") or self.max_tokens
-        return sum(16 + len(json.dumps(m, ensure_ascii=False).encode()) for m in asked) + longest
+        return FRAME + sum(16 + len(json.dumps(m, ensure_ascii=False).encode()) for m in asked) + longest
 
     def __call__(self, question: Mapping[str, Any]) -> Answer:
         """Ask. Raises `Failed`, or `Refused` when the key is not there."""
         key = self._key()
         status, text, headers = self._post(json.dumps(question).encode(), key)
-        text = text.replace(key, "…") if key else text
+        text = text.replace(key, "…") if len(key) >= SECRET else text
         try:
             said = json.loads(text)
             wrong = said.get("error") if isinstance(said, dict) else None

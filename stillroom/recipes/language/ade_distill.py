@@ -41,15 +41,14 @@ class ADEDistill(Recipe):
     steps_ask: int = 625      # groups of passages to ask about, at most all: 40,000 passages
     steps: int = 19_000       # updates: 15 epochs of 40,000 passages
 
-    def distill(self, run: Run, student: Module, teacher: Oracle, data: Dataset, examples: Dataset | None = None) -> Module:
+    def distill(self, run: Run, student: Module, teacher: Oracle, data: Dataset, examples: list[tuple] | None = None) -> Module:
         """`student`: `read(texts)`, `dim` and a forward to [texts, length, dim], as in models.readers. `data`: samples
-        (Passage, −100). `examples`: samples (Passage, {name: strings}) that the teacher is shown. Returns an `Extractor`."""
-        shown = [examples[i] for i in range(len(examples))] if examples else []
+        (Passage, −100). `examples`: (Passage, {name: strings}) that the teacher is shown. Returns an `Extractor`."""
         said: list[str] = []
         run.keep(said=said)
         for step in run.loop(steps=min(self.steps_ask, -(-len(data) // self.group)), name="ask"):
             some = range(step * self.group, min(len(data), (step + 1) * self.group))
-            said += [answer.text for answer in teacher([prompt(self.task, data[i][0], shown) for i in some])]
+            said += [answer.text for answer in teacher([prompt(self.task, Passage(*data[i][0]), examples or ()) for i in some])]
 
         passages = [Passage(*data[i][0]) for i in range(len(said))]
         found = [parse(text, passage) for text, passage in zip(said, passages, strict=True)]
