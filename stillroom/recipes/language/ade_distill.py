@@ -33,7 +33,7 @@ from stillroom.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class ADEDistill(Recipe):
-    task: str = "Which adverse effects did each drug have? List them word for word as the passage has them, or nothing."   # asked
+    task: str = "Adverse effects of each drug, word for word:"      # what the teacher is told
     group: int = 64           # passages handed to the teacher at a time
     lr: float = 2e-5          # of AdamW, risen to in the first tenth, then straight to 0
     decay: float = 0.01       # weight decay
