@@ -87,7 +87,7 @@ def usage() -> str:
             f"usage: stillroom COMMAND …        stillroom COMMAND --help says more of each\n\n{table}\n\n"
             f"examples\n{EXAMPLES}\n"
             "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
-            "teachers the same, and store:FOLDER\n"
+            "teachers the same, store:FOLDER, and where answers will do oracle:URL#MODEL  oracle:file:PATH.py:function\n"
             "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH  file:PATH.py:function\n"
             "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
 

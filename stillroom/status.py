@@ -8,8 +8,8 @@ from typing import Any
 
 from stillroom import recipe
 
-PACKAGES = ("stillroom", "torch", "numpy", "scikit-learn", "timm", "torchvision", "transformers", "datasets", "gymnasium",
-            "minigrid")
+PACKAGES = ("stillroom", "torch", "numpy", "scipy", "scikit-learn", "timm", "torchvision", "transformers", "datasets",
+            "gymnasium", "minigrid")
 HERE = Path(__file__).parent
 FOLDERS = (HERE.parent / "proofs", HERE / "proofs")      # of a checkout, of an installed package
 

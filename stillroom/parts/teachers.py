@@ -1,4 +1,4 @@
-"""Who teaches: frozen, following, past, random, several."""
+"""Who teaches: frozen, following, past, random, several; kept outputs, and oracles that only answer."""
 
 import copy
 import os
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.errors import Refused
+from stillroom.parts.oracle import Endpoint as Endpoint
+from stillroom.parts.oracle import Oracle as Oracle
 
 
 class Teacher(Module):

@@ -11,6 +11,7 @@ from stillroom.zoo import arrays, own
 from stillroom.zoo.data import data
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.models import model
+from stillroom.zoo.oracles import oracle
 from stillroom.zoo.specs import near, parse
 
 MODEL = ("classes", "channels", "size", "pretrained")
@@ -25,6 +26,7 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     Env, Envs         a world: gym:ID
     Tensor            npz:PATH?array=NAME, or all images of a data set
     Callable          file:PATH.py:callable, not called
+    Oracle            a teacher that only answers: oracle:URL#MODEL, or oracle:file:PATH.py:callable
     Space             what file:PATH.py:callable returns, called with its options
     int, float, str   the value itself
 
@@ -54,6 +56,8 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
         return callable_in(asked)[1]
     if kind == "Space":
         return own.called(parse(spec), classes=context.get("classes"), channels=context.get("channels"))
+    if kind == "Oracle":
+        return oracle(spec)
     if kind in ("int", "float", "str", "bool"):
         return _value(kind, spec)
     raise Refused(f"a {annotation} cannot be named on the command line", "call the recipe from Python and hand it over")

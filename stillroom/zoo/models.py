@@ -36,6 +36,9 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     Raises `Refused` when a name is unknown, a package is missing, or weights are not there or do not fit.
     """
     asked = parse(spec)
+    if asked.kind == "oracle":
+        raise Refused(f"{asked} answers in words, and this method reads a teacher's numbers",
+                      "name a model, or take a method whose teacher is an oracle, such as ade_distill")
     if asked.kind not in KINDS or not asked.name:
         known = "models read " + ", ".join(f"{kind}:…" for kind in KINDS)
         raise Refused(f"{spec!r} names no model", known if asked.kind in KINDS else
