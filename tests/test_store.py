@@ -33,7 +33,7 @@ from stillroom.recipes.classification.dho import DHO
 from stillroom.recipes.classification.kd import KD
 from stillroom.recipes.classification.nkd_uskd import NKD
 from stillroom.recipes.classification.ssld import SSLD
-from stillroom.store import codecs, origin, prints
+from stillroom.store import bits, codecs, origin, prints
 from stillroom.store.augments import NAMED
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.specs import parse
@@ -489,10 +489,15 @@ def logits(rows=64, classes=1000, scale=3.0):
     return scale * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("codec,bytes_each", [("fp32", 4000), ("fp16", 2000), ("bf16", 2000), ("top10", 29), ("top5", 18)])
+def back(z, codec):
+    return codecs.find(codec).decode(codecs.find(codec).encode(z), len(z), tuple(z.shape[1:]))
+
+
+@pytest.mark.parametrize("codec,bytes_each", [("fp32", 4000), ("fp16", 2000), ("bf16", 2000), ("int8", 1032), ("top10", 29),
+                                              ("top5", 18)])
 def test_a_row_is_as_long_as_it_says(codec, bytes_each):
-    rows = codecs.encode(logits(), codec)
-    assert rows.shape == (64, bytes_each) and rows.dtype == np.uint8 and codecs.size(codec, 1000) == bytes_each
+    rows = codecs.find(codec).encode(logits())
+    assert rows.shape == (64, bytes_each) and rows.dtype == np.uint8 and codecs.size(codec, (1000,)) == bytes_each
 
 
 def test_a_view_of_a_thousand_classes_takes_at_most_32_bytes_on_disk(tmp_path):
@@ -504,20 +509,20 @@ def test_a_view_of_a_thousand_classes_takes_at_most_32_bytes_on_disk(tmp_path):
 @pytest.mark.parametrize("width", [1, 3, 10, 17])
 def test_packing_is_undone_by_unpacking(width):
     numbers = np.random.default_rng(0).integers(0, 2**width, (50, 7))
-    packed = codecs.pack(numbers, width)
-    assert packed.shape == (50, math.ceil(7 * width / 8)) and (codecs.unpack(packed, 7, width) == numbers).all()
+    packed = bits.pack(numbers, width)
+    assert packed.shape == (50, math.ceil(7 * width / 8)) and (bits.unpack(packed, 7, width) == numbers).all()
 
 
 def test_dense_rows_come_back():
     z = logits()
-    assert torch.equal(codecs.decode(codecs.encode(z, "fp32"), "fp32", 1000), z)
-    assert torch.equal(codecs.decode(codecs.encode(z, "fp16"), "fp16", 1000), z.half())
+    for codec, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        assert torch.equal(back(z, codec), z.to(dtype))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
 def test_top_k_keeps_the_largest_and_the_mass_of_the_tail(scale):
     z = logits(scale=scale)
-    p, q = z.double().softmax(-1), codecs.decode(codecs.encode(z, "top10"), "top10", 1000).double().softmax(-1)
+    p, q = z.double().softmax(-1), back(z, "top10").dense().double().softmax(-1)
     top, at = p.topk(10)
     tail = p.scatter(1, at, 0).sum(-1, keepdim=True)
     ideal = (tail / 990).expand_as(p).scatter(1, at, top)                        # the same, nothing quantised
@@ -528,8 +533,9 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_tail(scale):
 
 
 def test_a_k_without_a_tail_and_unknown_codecs_are_refused():
-    for codec, what in (("top10", "no tail"), ("zip", "unknown"), ("top0", "unknown")):
+    for codec, what in (("top10", "no tail"), ("zip", "unknown"), ("top0", "unknown"), ("top5@0", "unknown"),
+                        ("top5@101", "unknown")):
         with pytest.raises(Refused, match=what):
-            codecs.size(codec, 10)
+            codecs.size(codec, (10,))
     with pytest.raises(Refused, match="fp32"):
-        codecs.encode(torch.full((1, 4), 1e6), "fp16")
+        codecs.find("fp16").encode(torch.full((1, 4), 1e6))

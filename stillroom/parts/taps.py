@@ -1,5 +1,7 @@
 """What is read: the outputs of named modules, a timm model's stages, a transformer's hidden states. `out, feats = tap(x)`.
 
+A tap on a stored teacher gives what the same tap gave of the live one when `store.write` was handed it.
+
 A tap leaves nothing on the model: it listens during its own call only. It reads the same under autocast, in a deep copy,
 beside other taps, inside `torch.compile(…, fullgraph=True)`, and from a model compiled in place (the tap's call is then
 compiled, too).
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from stillroom.errors import Refused, nearest
-from stillroom.parts.teachers import Teacher
+from stillroom.parts.teachers import Cached, Teacher
 
 
 class Tap:
@@ -27,8 +29,11 @@ class Tap:
     that it holds. Raises `Refused` for an unknown name, and at the call for a module that the forward does not pass.
     """
 
+    def __new__(cls, model: Module | None = None, *_):
+        return super().__new__(Stored if isinstance(_inside(model), Cached) else cls)
+
     def __init__(self, model: Module, *names: str):
-        known = [name for name, _ in (model.model if isinstance(model, Teacher) else model).named_modules() if name]
+        known = [name for name, _ in _inside(model).named_modules() if name]
         if not names:
             raise Refused("a tap needs the name of at least one module", f"known: {', '.join(known)}")
         self.model, self.names = model, names
@@ -44,11 +49,22 @@ class Tap:
         return _listen(self.model, self.places, inputs, named)
 
 
+class Stored(Tap):
+    """What a tap read of a teacher that is now stored. Raises `Refused` for names that the store does not hold."""
+
+    def __init__(self, model: Module, *names: str):
+        self.model, self.names = model, _inside(model).held(*names)
+
+    def __call__(self, *inputs: Any, **named: Any) -> tuple[Any, list[Any]]:
+        inputs = self.model.scaled(*inputs) if isinstance(self.model, Teacher) else inputs
+        return _inside(self.model).read(self.names, *inputs, **named)
+
+
 class Stages:
     """The feature maps of a timm model, by its own interface. See `stages`."""
 
     def __init__(self, model: Module, which: tuple[int, ...]):
-        inner: Any = model.model if isinstance(model, Teacher) else model
+        inner = _inside(model)
         if not callable(getattr(inner, "forward_intermediates", None)) or not callable(getattr(inner, "forward_head", None)):
             raise Refused(f"{type(inner).__name__} has no stages of its own to read", "read modules by name: Tap(model, …)")
         self.model, self.inner, self.which = model, inner, list(which) or None
@@ -94,22 +110,56 @@ class Hidden:
         return out, [states[i] for i in self.which] if self.which else states
 
 
-def stages(model: Module, *which: int) -> Stages:
+def stages(model: Module, *which: int) -> Stages | Stored:
     """A tap on a timm model: `logits, maps = tap(x)`, maps [batch, channels, height, width], also of vision transformers.
 
     which: numbers of the stages, negative ones from the last; all when left out. A module around a timm model is read if it
     passes `forward_intermediates` and `forward_head` on. Raises `Refused` for a model without them.
     """
-    return Stages(model, which)
+    return _stored(model, "stages", which) or Stages(model, which)
 
 
-def hidden(model: Module, *which: int) -> Hidden:
+def hidden(model: Module, *which: int) -> Hidden | Stored:
     """A tap on a transformers model, alone or inside another: `logits, states = tap(x)`, `tap(batch)` or `tap(**batch)`.
 
     which: 0 is the embedding, then the layers, negative numbers from the last; all when left out. States [batch, tokens, dim].
     A model without logits gives its last hidden state instead. Raises `Refused` when there is no transformers model.
     """
-    return Hidden(model, which)
+    return _stored(model, "hidden", which) or Hidden(model, which)
+
+
+def read_by(tap: Any, x: Any) -> tuple[tuple[str, ...], int]:
+    """Names under which a store holds what a tap reads, and how many stages or hidden states there are; `x` is a batch."""
+    if isinstance(tap, Stored):
+        return tap.names, _inside(tap.model).rows.about["depth"]
+    if isinstance(tap, Tap):
+        return tap.names, 0
+    if not isinstance(tap, Stages | Hidden):
+        return (), 0
+    depth = len(type(tap)(tap.model, ())(x)[1])
+    return _numbered(type(tap).__name__.lower(), tuple(tap.which or ()), depth), depth
+
+
+def _numbered(kind: str, which: tuple[int, ...], depth: int) -> tuple[str, ...]:
+    """Names of stages or hidden states in a store, in the order in which the tap gives them: timm's stages come upwards."""
+    try:
+        numbers = [range(depth)[i] for i in which or range(depth)]
+    except IndexError:
+        raise Refused(f"{kind} {', '.join(map(str, which))} of {depth}", f"at most {depth - 1}") from None
+    return tuple(f"{kind} {i}" for i in (sorted(set(numbers)) if kind == "stages" else numbers))
+
+
+def _stored(model: Module, kind: str, which: tuple[int, ...]) -> Stored | None:
+    inner = _inside(model)
+    if not isinstance(inner, Cached):
+        return None
+    depth = inner.rows.about["depth"]
+    return Stored(model, *_numbered(kind, which, depth) if depth else (kind,))
+
+
+def _inside(model: Any) -> Any:
+    """The network that a teacher holds."""
+    return model.model if isinstance(model, Teacher) else model
 
 
 def _listen(model: Module, names: list[str], inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, list[Any]]:

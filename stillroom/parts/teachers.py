@@ -2,9 +2,10 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,20 +102,24 @@ class Random(Teacher):
 
 
 class Cached(Module):
-    """A teacher's stored outputs in the place of the live one: `Cached(folder)(x)` gives logits [batch, classes].
+    """A teacher's stored outputs in the place of the live one: `Cached(folder)(x)` gives logits [batch, …], and a tap on it what
+    the tap read when the store was written. Of tokens it gives a `losses.tokens.Top` [batch, tokens, k] where K are stored.
 
     folder         what `store.write` or `stillroom cache` wrote
     teacher, data  where they are given: refused unless the store was written from them
+    dense          log-probabilities [batch, tokens, vocabulary] in place of a `Top`; what is not listed shares its mass evenly
+    temperature    of a `Top`, which is the comparison's: its tail is softened as if it were shared evenly
 
     Rows are found by the numbers that the engine puts on a batch (`x.sample_ids`). Every input is checked against what the
     teacher saw, so that a wrong row is refused. Raises `Refused`.
     """
 
-    def __init__(self, folder: str | Path, teacher: Module | None = None, data=None):
+    def __init__(self, folder: str | Path, teacher: Module | None = None, data=None, dense: bool = False,
+                 temperature: float = 1.0):
         from stillroom.store import Rows
 
         super().__init__()
-        self.rows = Rows(folder)
+        self.rows, self.dense, self.temperature = Rows(folder), dense, temperature
         about = self.rows.about
         self.mark = nn.Buffer(torch.frombuffer(bytearray.fromhex(about["teacher"] + about["data"]), dtype=torch.uint8))
         self.classes: list[str] | None = about.get("origin", {}).get("classes")
@@ -147,21 +152,36 @@ class Cached(Module):
         rows = Rows(test)
         if rows.about["teacher"] != self.rows.about["teacher"] or rows.about["data"] != prints.of_data(data):
             raise Refused(f"{test} is not about these data, or of another teacher", "name the live teacher: --teacher SPEC")
-        return rows[torch.arange(len(rows))][0].float()
+        return rows[torch.arange(len(rows))].dense()
+
+    def forward(self, *inputs, **named) -> Any:
+        return self.read((), *inputs, **named)[0]
 
     @torch.compiler.disable
     @torch.no_grad()
-    def forward(self, x: Tensor | dict) -> Tensor:
+    def read(self, features: Sequence[str], *inputs, **named) -> tuple[Any, list[Tensor]]:
+        """Logits of a batch, and the features stored under these names."""
+        from stillroom.store.answers import as_live
         from stillroom.store.reading import verify
 
-        first = next(iter(x.values())) if isinstance(x, dict) else x
+        x = inputs[0] if inputs else named
+        first = next(iter(x.values())) if isinstance(x, Mapping) else x
         index = getattr(first, "sample_ids", None)
         if index is None:
             raise Refused("a stored teacher is asked about inputs that the method made itself, such as crops or parts of a batch",
                           "use the live teacher, or put the views into the data: store.Views(data, augment, count)")
-        logits, checks = self.rows[index]
-        verify(x, checks, self.rows.folder)
-        return logits.to(first.device)
+        said = self.rows[index]
+        verify(x, said.checks, self.rows.folder)
+        return as_live(said, self.rows.layout, features, x, first.device, self.dense, self.temperature)
+
+    def held(self, *names: str) -> tuple[str, ...]:
+        """These names, if features are stored under them all. Raises `Refused`."""
+        held = self.rows.layout.names
+        for name in names:
+            if name not in held:
+                raise Refused(f"{self.rows.folder} holds no feature {name!r}, but {', '.join(held) or 'logits alone'}",
+                              "write a store of a tap that reads it, into another folder: store.write(folder, tap, data)")
+        return names
 
 
 class Ensemble(Module):

@@ -49,8 +49,8 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
                    for some in (shards, shards - before))
     size = sum(size for *_, size in shards)
     return {"folder": str(folder), "words": known["words"], "views": words["views"], "teacher": words["teacher"], "codec": codec,
-            "classes": about["classes"], "bytes": size, "row": size / max(1, here), "asked": asked, "seconds": seconds,
-            "test": len(test), "unfinished": f"{rank} of {ranks}" if ranks > 1 else "",
+            "classes": about["logits"]["shape"][-1], "bytes": size, "row": size / max(1, here), "asked": asked,
+            "seconds": seconds, "test": len(test), "unfinished": f"{rank} of {ranks}" if ranks > 1 else "",
             "student": "small:cnn" if isinstance(sample, tuple) and len(sample) == 3 else "SPEC"}
 
 

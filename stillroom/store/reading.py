@@ -1,19 +1,33 @@
 """A store's rows by number, memory-mapped. A shard that is missing, cut short or damaged is named, with the remedy."""
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from stillroom.errors import Refused
-from stillroom.store import codecs
+from stillroom.store import layout
+from stillroom.store.kept import Kept
 
-FORMAT = 1
-CHECK = 2       # bytes before each row: 16 bits of its input
+FORMAT = 2
+END = 8         # bytes that say where a row ends, where rows differ in length
 AGAIN = "run the same command again (stillroom cache; in Python store.write): it rewrites only this shard"
+
+
+class Read(NamedTuple):
+    """What the teacher said of some samples. Where they have tokens, those that the mask shows, one behind another."""
+    logits: Tensor | Kept             # [samples or tokens, *shape]
+    features: dict[str, Tensor]       # by name, [samples or tokens, *shape]
+    checks: np.ndarray                # of the inputs, [samples]
+    counts: Tensor | None             # tokens of each sample, where they have any
+
+    def dense(self) -> Tensor:
+        """Logits, or log-probabilities where K are kept, fp32."""
+        return self.logits.dense() if isinstance(self.logits, Kept) else self.logits.float()
 
 
 class Rows:
@@ -24,9 +38,9 @@ class Rows:
 
     def __init__(self, folder: str | Path):
         self.folder, self.about = Path(folder), about(Path(folder))
-        self.classes, self.codec, self.each = self.about["classes"], self.about["codec"], self.about["rows"]
-        self.bytes = CHECK + codecs.size(self.codec, self.classes)
-        self.open: dict[int, np.ndarray] = {}
+        self.layout, self.each = layout.told(self.about), self.about["rows"]
+        self.bytes = self.layout.bytes
+        self.open: dict[int, Any] = {}
         for shard in range(shards(self.about)):
             whole(self.folder, shard, self.length(shard) * self.bytes, read=False)
 
@@ -40,29 +54,47 @@ class Rows:
         """Rows of a shard."""
         return min(self.each, len(self) - shard * self.each)
 
-    def raw(self, index: np.ndarray) -> np.ndarray:
-        """Rows as they lie on disk, uint8 [rows, bytes]."""
+    def raw(self, index: np.ndarray) -> Any:
+        """Rows as they lie on disk, uint8 [rows, bytes], or [bytes] each where they differ in length."""
         shard, row = index // self.each, index % self.each
+        if not self.bytes:
+            return [self._shard(n)[i] for n, i in zip(shard.tolist(), row.tolist(), strict=True)]
         out = np.empty((len(index), self.bytes), np.uint8)
         for number in np.unique(shard).tolist():
             here = shard == number
             out[here] = self._shard(number)[row[here]]
         return out
 
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Logits [rows, classes] of samples by their numbers, and the checks of their inputs [rows]."""
+    def __getitem__(self, index: Tensor) -> Read:
+        """What was said of samples, by their numbers."""
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise Refused(f"sample {int(index.max())} is not in {self.folder}, which holds {len(self):,}",
                           "use the data, with the views, that the store was written from")
-        raw = self.raw(index.numpy())
-        checks = raw[:, :CHECK].copy().view("<u2")[:, 0]
-        return codecs.decode(raw[:, CHECK:], self.codec, self.classes), checks
+        (logits, *features), checks, counts = layout.decode(self.layout, self.raw(index.numpy()))
+        return Read(logits, dict(zip(self.layout.names, features, strict=True)), checks, counts)
 
-    def _shard(self, number: int) -> np.ndarray:
+    def _shard(self, number: int) -> Any:
         if number not in self.open:
-            file = whole(self.folder, number, self.length(number) * self.bytes)
-            self.open[number] = np.memmap(file, np.uint8, "r", shape=(self.length(number), self.bytes))
+            length = self.length(number)
+            flat = np.memmap(whole(self.folder, number, length * self.bytes), np.uint8, "r")
+            if self.bytes:
+                self.open[number] = flat.reshape(length, self.bytes)
+            else:
+                self.open[number] = Ragged(flat, flat[-END * length :].view("<u8"))
         return self.open[number]
+
+
+class Ragged(Sequence):
+    """Rows of a file that differ in length, by where they end."""
+
+    def __init__(self, flat: np.ndarray, ends: np.ndarray):
+        self.flat, self.ends = flat, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row):
+        return self.flat[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])]
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -90,11 +122,12 @@ def names(folder: Path, shard: int) -> tuple[Path, Path]:
 
 
 def whole(folder: Path, shard: int, size: int, read: bool = True) -> Path:
-    """The file of a shard, of `size` bytes and, if it is read, of its checksum. Raises `Refused`."""
+    """The file of a shard, of `size` bytes (0: of as many as it should have) and, if it is read, of its checksum. Raises
+    `Refused`."""
     file, voucher = names(folder, shard)
     try:
         told = json.loads(voucher.read_text(encoding="utf-8"))
-        sound = file.stat().st_size == size == told["bytes"]
+        sound = file.stat().st_size == told["bytes"] == (size or told["bytes"])
         if sound and read:
             sound = checksum(file) == told["blake2b"]
     except FileNotFoundError as error:

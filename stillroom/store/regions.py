@@ -131,4 +131,4 @@ def asked(folder: Path | None, teacher: Module, views: Any, codec: str, device: 
 def confidence(told: Cached) -> Tensor:
     """The teacher's largest probability of each stored view, [views]."""
     rows = torch.arange(len(told.rows)).split(CHUNK)
-    return torch.cat([told.rows[part][0].float().softmax(-1).amax(-1) for part in rows])
+    return torch.cat([told.rows[part].dense().softmax(-1).amax(-1) for part in rows])

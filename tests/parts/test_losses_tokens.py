@@ -228,14 +228,18 @@ def test_mass_that_leaves_the_listed_ids_costs_reverse_kl():
     assert value == pytest.approx(0.05 * math.log(0.05 / 0.99) + 0.95 * math.log(0.95 / 0.01))
 
 
-def test_an_unused_place_in_the_list_counts_nothing(made):
+@every
+def test_an_unused_place_in_the_list_counts_nothing(made, compare, formula):
+    """Whatever id stands in it belongs to the tail: the same value and gradients as without the place."""
     hidden, weight, bias, taught, _ = made
-    p = dense(hidden, Head(weight, bias), taught)[0]
-    ids, logp = p.topk(6, -1).indices, p.topk(6, -1).values.log()
-    unused = logp.clone()
-    unused[..., 5] = -math.inf
-    value, slope = ((v := terms(hidden, Head(weight, bias), Top(ids, unused), per="tokens").soft), gradients(v, hidden)[0])
-    assert value.isfinite() and slope.isfinite().all()
+    head, of = Head(weight, bias), (hidden, weight, bias)
+    p, q = dense(hidden, head, taught)
+    top, ids = p.topk(5, -1)
+    expected = formula(*bucketed(p, q, 5)).mean()
+    nothing = top.new_full((B, S, 2), -math.inf)
+    for id in (ids[..., :2], p.topk(7, -1).indices[..., 5:], torch.zeros_like(ids[..., :2])):
+        given = Top(torch.cat([id, ids], -1), torch.cat([nothing, top.log()], -1))
+        same(terms(hidden, head, given, compare=compare, per="tokens").soft, expected, of)
 
 
 # --- widths, masks, dtypes ---------------------------------------------------------------------------------------------

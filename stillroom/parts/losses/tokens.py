@@ -33,7 +33,8 @@ class Head(NamedTuple):
 class Top(NamedTuple):
     """The teacher's k likeliest ids and their log-probabilities, taken at the temperature of the comparison.
 
-    What they lack to a sum of one is the tail. A token's ids differ from one another; an unused place has log-probability −∞.
+    What they lack to a sum of one is the tail. A token's ids differ from one another; a place of log-probability −∞ is unused,
+    and whatever id stands there belongs to the tail.
     """
     ids: Tensor                    # [..., k]
     logp: Tensor                   # [..., k]
@@ -261,8 +262,8 @@ def descend(task: Task, at: Tensor, raw: Tensor, theirs: Tensor | None) -> tuple
     values = torch.zeros_like(weights)
     if task.taught is not None:
         softened = z if T == 1 else z / T
-        ids, teacher = target(task, at, theirs, weights.dtype)
-        student = softened.log_softmax(-1) if ids is None else buckets(softened, ids)
+        ids, teacher, unused = target(task, at, theirs, weights.dtype)
+        student = softened.log_softmax(-1) if ids is None else buckets(softened, ids, unused)
         value, slope = task.compare(student, teacher)
         slope = torch.addcmul(slope, student.exp(), slope.sum(-1, keepdim=True), value=-1)        # through the softmax
         values[0] = T**2 * value
@@ -279,28 +280,32 @@ def descend(task: Task, at: Tensor, raw: Tensor, theirs: Tensor | None) -> tuple
     return values, slopes if task.scale == 1 else [slope.mul_(task.scale) for slope in slopes]
 
 
-def target(task: Task, at: Tensor, theirs: Any, exact: torch.dtype) -> tuple[Tensor | None, Tensor]:
-    """The teacher's log-probabilities, and the ids they are of, the tail last; None: of all ids."""
+def target(task: Task, at: Tensor, theirs: Any, exact: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The ids, None: all of them; the teacher's log-probabilities of these, the tail last; the places that are unused, if any.
+    An unused place repeats the likeliest id, so that it hides no other from the tail."""
     if isinstance(task.taught, Top):
         ids, logp = (x.flatten(0, -2)[at] for x in task.taught)
         logp = logp.to(exact)
+        unused = logp == -math.inf
+        ids = torch.where(unused, ids.gather(1, logp.argmax(1, keepdim=True)), ids)
         listed = logp.exp().sum(-1, keepdim=True).clamp(max=1)
         tail = torch.log1p(-listed if ids.shape[-1] < task.ids else -torch.ones_like(listed))     # rounding is no mass
-        return ids, torch.cat([logp, tail], -1).clamp(min=NEVER)
+        return ids, torch.cat([logp, tail], -1).clamp(min=NEVER), unused
     if isinstance(task.taught, Tensor):
         z = shaped(task.taught.flatten(0, -2)[at, : task.ids], 1.0, None, exact)
     else:
         z = shaped(theirs, task.taught[1].scale, task.taught[1].cap, exact)
     z = z if task.temperature == 1 else z / task.temperature
     if task.top is None:
-        return None, z.log_softmax(-1)
+        return None, z.log_softmax(-1), None
     ids = z.topk(task.top, -1).indices
-    return ids, buckets(z, ids)
+    return ids, buckets(z, ids), None
 
 
-def buckets(z: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities [rows, k+1] of the ids and of all others as one."""
-    return torch.cat([z.gather(1, ids), others(z, ids)[1]], -1).log_softmax(-1)
+def buckets(z: Tensor, ids: Tensor, unused: Tensor | None = None) -> Tensor:
+    """Log-probabilities [rows, k+1] of the ids and of all others as one; of an unused place as good as −∞."""
+    listed = z.gather(1, ids) if unused is None else z.gather(1, ids).masked_fill(unused, NEVER)
+    return torch.cat([listed, others(z, ids)[1]], -1).log_softmax(-1)
 
 
 def others(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,4 +317,4 @@ def others(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def spread(z: Tensor, ids: Tensor, slope: Tensor) -> Tensor:
     """From derivatives in the buckets' logits [rows, k+1] to those in all logits: the tail's is shared out by probability."""
     rest, total = others(z, ids)
-    return ((rest - total).exp_() * slope[:, -1:]).scatter_(1, ids, slope[:, :-1])
+    return ((rest - total).exp_() * slope[:, -1:]).scatter_add_(1, ids, slope[:, :-1])
