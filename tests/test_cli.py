@@ -188,7 +188,7 @@ def test_a_closed_pipe_is_no_error():
     (["cache", "c", "--teacher", "small:cnn", "--data", "digits"], "never trained", "stillroom teach"),
     (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--views", "4"], "--views 4", "--augment crops flip"),
     (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--augment", "flipp"], "'flipp'", "'flip'"),
-    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--codec", "top10"], "leaves no tail", "a smaller K"),
+    (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--codec", "top10"], "leave no tail", "a smaller K"),
     (["cache", "c", "--teacher", "TEACHER", "--data", "digits", "--rank", "1"], "--rank 1", "0 to 0"),
     (["run", "kd", "--teacher", "store:nowhere", "--student", "small:mlp"], "nowhere holds no store", "stillroom cache nowhere"),
     (["completion", "powershell"], "no completion for 'powershell'", "bash"),
