@@ -180,14 +180,14 @@ def refused(act: Callable[[], object]) -> str:
 def shards(home: Path, count: int, how: str) -> Score:
     """A shard, what vouches for it, or store.json: read, and then mended by writing again."""
     right, index, good = outcome(home / "store"), torch.arange(3000), 0
-    expected, words, wrong = store.Rows(home / "store")[index][0], "", ""
+    expected, words, wrong = store.Rows(home / "store")[index].dense(), "", ""
     for at in range(count):
         folder = home / f"{how}-{at}"
         shutil.copytree(home / "store", folder)
         file = random.choice(sorted(p for p in folder.iterdir() if p.suffix in (".rows", ".json")))
         damage(file, how)
         same: list[bool] = []
-        told = refused(lambda folder=folder, same=same: same.append(torch.equal(store.Rows(folder)[index][0], expected)))
+        told = refused(lambda folder=folder, same=same: same.append(torch.equal(store.Rows(folder)[index].dense(), expected)))
         named = bool(told) and folder.name in told
         again = refused(lambda folder=folder: writer(folder))
         mended = outcome(folder) == right or "another" in again or "store.json" in again or file.name == "store.json"

@@ -483,6 +483,20 @@ def test_an_unknown_format_is_refused(tmp_path):
         Cached(tmp_path)
 
 
+def test_a_letter_changed_in_what_a_store_says_of_itself_is_refused(tmp_path):
+    store.write(tmp_path, teacher(), images())
+    file = tmp_path / "store.json"
+    whole = file.read_text()
+    for at in range(0, len(whole), 7):
+        file.write_text(whole[:at] + chr(ord(whole[at]) ^ 1) + whole[at + 1 :])
+        with pytest.raises(Refused, match="store.json|holds no store"):
+            Cached(tmp_path)
+    file.unlink()
+    shards = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.rows")}
+    store.write(tmp_path, teacher(), images())
+    assert file.read_text() == whole and all(f.stat().st_mtime_ns == then for f, then in shards.items())
+
+
 # --- codecs ----------------------------------------------------------------------------------------------------------
 
 def logits(rows=64, classes=1000, scale=3.0):

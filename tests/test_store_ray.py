@@ -41,7 +41,7 @@ def test_two_workers_one_of_them_killed_write_the_store_that_one_process_writes(
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        write_on_ray(tmp_path / "two", Dies(net, tmp_path / "died"), data, workers=2, rows=100, batch=40)
+        write_on_ray(tmp_path / "two", Dies(net, tmp_path / "died"), data, writers=2, rows=100, batch=40)
     finally:
         ray.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

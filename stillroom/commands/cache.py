@@ -1,6 +1,6 @@
 """run the teacher once: its answers on disk, to be named later as --teacher store:FOLDER"""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,7 +13,7 @@ def cache(
     folder: Folder, /, *, teacher: Spec, data: Spec, codec: str = "fp16", views: int = 1, augment: Names = (),
     mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0, batch: int = 256, device: str = "auto", workers: int = 0,
     size: int = 0, channels: int = 0, pretrained: bool = False, skip_corrupt: bool = False,
-    rank: int = 0, ranks: int = 1, quiet: bool = False,
+    rank: int = 0, ranks: int = 1, engine: Literal["here", "ray"] = "here", quiet: bool = False,
 ) -> None:
     """Ask the teacher about every training sample once, in as many views as wanted, and keep what it says.
 
@@ -47,6 +47,8 @@ def cache(
         skip_corrupt: leave damaged images out instead of stopping
         rank: which of several writers of the same folder this is, from 0
         ranks: how many writers there are
+        engine: here: this process is one of the writers; ray: Ray Data starts all of them on its cluster, or on this machine
+            without one, and puts another in the place of one that dies
         quiet: no progress
     """
     from stillroom.store.making import make
@@ -54,7 +56,8 @@ def cache(
     words: dict[str, Any] = {"teacher": teacher, "data": data, "views": views, "augment": list(augment), "mixup": mixup,
                              "cutmix": cutmix, "seed": seed, "size": size, "channels": channels, "pretrained": pretrained,
                              "skip_corrupt": skip_corrupt}
-    made = make(folder, words, codec=codec, batch=batch, device=device, workers=workers, rank=rank, ranks=ranks, show=not quiet)
+    made = make(folder, words, codec=codec, batch=batch, device=device, workers=workers, rank=rank, ranks=ranks,
+                engine=engine, show=not quiet)
     print(said(made))
 
 

@@ -9,11 +9,12 @@ from stillroom.errors import Refused
 from stillroom.measure import cost
 from stillroom.run import _device
 from stillroom.store import origin, reading
+from stillroom.store.on_ray import write_on_ray
 from stillroom.store.writing import SAMPLES, write
 
 
 def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, device: str, workers: int = 0, rank: int = 0,
-         ranks: int = 1, show: bool = False) -> dict[str, Any]:
+         ranks: int = 1, engine: str = "here", show: bool = False) -> dict[str, Any]:
     """Write the store that `words` name (those of `origin`, but for what is found on the way). Returns what was made.
 
     Raises `Refused` before the teacher is asked: for a teacher that was never trained or does not fit the data, for views that
@@ -40,7 +41,10 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
     how: dict[str, Any] = {"batch": batch, "device": place, "workers": workers, "show": show}
     rows = 0 if ranks == 1 else min(-(-len(train) // ranks), SAMPLES)      # a shard for each, at least
     before, began = _shards(folder), time.perf_counter()
-    write(folder, teacher, train, codec=codec, rows=rows, rank=rank, ranks=ranks, origin=told, **how)
+    if engine == "ray":
+        write_on_ray(folder, teacher, train, writers=ranks, codec=codec, rows=rows, origin=told, **how)
+    else:
+        write(folder, teacher, train, codec=codec, rows=rows, rank=rank, ranks=ranks, origin=told, **how)
     seconds, shards = time.perf_counter() - began, _shards(folder)
     if rank == 0:
         write(folder / "test", teacher, test, codec="fp32", name="test split", **how)
@@ -50,7 +54,7 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
     size = sum(size for *_, size in shards)
     return {"folder": str(folder), "words": known["words"], "views": words["views"], "teacher": words["teacher"], "codec": codec,
             "classes": about["logits"]["shape"][-1], "bytes": size, "row": size / max(1, here), "asked": asked,
-            "seconds": seconds, "test": len(test), "unfinished": f"{rank} of {ranks}" if ranks > 1 else "",
+            "seconds": seconds, "test": len(test), "unfinished": f"{rank} of {ranks}" if ranks > 1 and engine == "here" else "",
             "student": "small:cnn" if isinstance(sample, tuple) and len(sample) == 3 else "SPEC"}
 
 

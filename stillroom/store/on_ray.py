@@ -11,11 +11,11 @@ from stillroom.store.writing import write
 PARTS = 8       # for each worker: what a death costs is a part at most, less the shards of it that are whole
 
 
-def write_on_ray(folder: str | Path, teacher: Module, data: Any, *, workers: int = 2, **options: Any) -> Path:
-    """`store.write` by `workers` of a Ray cluster, a GPU each where `options["device"]` is "cuda".
+def write_on_ray(folder: str | Path, teacher: Module, data: Any, *, writers: int = 2, **options: Any) -> Path:
+    """`store.write` by so many workers of a Ray cluster, a GPU each where `options["device"]` is "cuda".
 
     folder   is seen by all machines under this name
-    options  `codec`, `batch`, `device`, `rows`, as `store.write` takes them
+    options  `codec`, `batch`, `device`, `rows`, … as `store.write` takes them
 
     A worker that dies is replaced and its part begun again; shards that are whole stay. Uses the cluster that this process is
     connected to (`RAY_ADDRESS`), else the cores of this machine. Raises `Refused` without Ray.
@@ -27,10 +27,10 @@ def write_on_ray(folder: str | Path, teacher: Module, data: Any, *, workers: int
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    folder, parts = Path(folder).resolve(), PARTS * workers
+    folder, parts = Path(folder).resolve(), PARTS * writers
     given = ray.put((folder, teacher.cpu(), data, parts, options))
     ray.data.from_items([{"part": part} for part in range(parts)], override_num_blocks=parts).map_batches(
-        _Writer, fn_constructor_args=(given,), batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1,
+        _Writer, fn_constructor_args=(given,), batch_size=1, compute=ray.data.ActorPoolStrategy(size=writers), num_cpus=1,
         num_gpus=1 if str(options.get("device", "cpu")).startswith("cuda") else 0).materialize()
     return write(folder, teacher, data, **options)          # nothing is left to do, or a shard that was lost with its worker
 

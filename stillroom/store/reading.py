@@ -14,6 +14,7 @@ from stillroom.store import layout
 from stillroom.store.kept import Kept
 
 FORMAT = 2
+SEAL = "blake2b"      # key under which store.json vouches for itself
 END = 8         # bytes that say where a row ends, where rows differ in length
 AGAIN = "run the same command again (stillroom cache; in Python store.write): it rewrites only this shard"
 
@@ -108,7 +109,14 @@ def about(folder: Path) -> dict[str, Any]:
                       f"write one: stillroom cache {folder} --teacher SPEC --data SPEC") from error
     if number != FORMAT:
         raise Refused(f"{file} has format {number}; this stillroom reads format {FORMAT}", "install the version it names")
+    if told.pop(SEAL, "") != seal(told):
+        raise Refused(f"{file} is damaged", "delete it and run the same write again: shards that are whole stay")
     return told
+
+
+def seal(told: dict[str, Any]) -> str:
+    """Hex digest of what store.json says."""
+    return blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 
 def shards(told: dict[str, Any]) -> int:

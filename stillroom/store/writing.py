@@ -23,7 +23,7 @@ from stillroom.saved import _atomic
 from stillroom.store import layout, prints
 from stillroom.store.answers import shown
 from stillroom.store.layout import Layout, Output
-from stillroom.store.reading import FORMAT, about, checksum, names, shards, whole
+from stillroom.store.reading import FORMAT, SEAL, about, checksum, names, seal, shards, whole
 
 SHARD = 2**28       # bytes of a shard, at most
 SAMPLES = 2**16     # and its samples: what a kill costs
@@ -103,7 +103,8 @@ def _begin(folder: Path, told: dict[str, Any], rank: int, origin: dict[str, Any]
             raise Refused(f"{folder} holds the store of another {' and '.join(other)}",
                           "name another folder, or delete this one: a store belongs to one teacher and one data set")
         return
-    text = json.dumps({**told, "version": stillroom.__version__, **({"origin": origin} if origin else {})}, indent=1) + "\n"
+    told = {**told, "version": stillroom.__version__, **({"origin": origin} if origin else {})}
+    text = json.dumps({**told, SEAL: seal(told)}, indent=1) + "\n"
     _atomic(file, lambda new: new.write_text(text, encoding="utf-8"), by=rank)
 
 
@@ -170,7 +171,7 @@ def _said(teacher: Any, inputs: tuple[Any, np.ndarray], part: range, device: str
 @contextmanager
 def _alone(folder: Path, rank: int) -> Iterator[None]:
     """No other process writes these shards; the lock ends with the process, however it ends."""
-    lock = FileLock(folder / f"{rank}.lock")
+    lock = FileLock(folder / f".{rank}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
