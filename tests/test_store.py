@@ -489,7 +489,7 @@ def test_a_letter_changed_in_what_a_store_says_of_itself_is_refused(tmp_path):
     whole = file.read_text()
     for at in range(0, len(whole), 7):
         file.write_text(whole[:at] + chr(ord(whole[at]) ^ 1) + whole[at + 1 :])
-        with pytest.raises(Refused, match="store.json|holds no store"):
+        with pytest.raises(Refused, match=r"store.json|holds no store"):
             Cached(tmp_path)
     file.unlink()
     shards = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.rows")}
