@@ -151,9 +151,9 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
 
 
 def _labels(data: Any) -> int:
-    """How many samples have a label."""
-    known: Any = by_label(data)[0] if data is not None and len(data) else []
-    return len(known)
+    """How many samples have a label; none of bare images has one."""
+    bare = data is None or isinstance(data, Tensor) or not len(data)
+    return 0 if bare else len(by_label(data)[0])
 
 
 def learner(things: Mapping[str, Any]) -> Module:

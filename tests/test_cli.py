@@ -263,6 +263,8 @@ def test_without_actors_it_runs_on_its_own_trial_and_says_so(capsys, here):
     assert say(capsys, "measure", "runs/kd-1", "--repeats", "5")[0] == 0
     code, out, _ = say(capsys, "run", "kd", "--steps", "40", "--quiet", "--no-proof")
     assert code == 0 and "of 500 test samples right" in out and "the student alone" not in out
+    code, out, _ = say(capsys, "run", "dmd2", "--steps", "2", "--quiet", "--no-proof")        # its test split is images alone
+    assert code == 0 and "nothing here judges what was made" in out
 
 
 def test_a_teacher_is_made_and_used(capsys, here):
