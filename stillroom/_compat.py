@@ -11,7 +11,8 @@ import torch
 from stillroom.errors import Refused
 
 EXTRAS = {"timm": "vision", "torchvision": "vision", "transformers": "text", "tokenizers": "text", "datasets": "data",
-          "gymnasium": "rl", "minigrid": "rl", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
+          "gymnasium": "rl", "minigrid": "rl", "onnx": "export", "onnxscript": "export", "onnxruntime": "export",
+          "accelerate": "offload"}
 SCHEMAS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _kept: list[torch.library.Library] = []      # a Library that is collected takes its schemas with it

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from stillroom.errors import Refused, nearest
-from stillroom.parts.teachers import Teacher
+from stillroom.parts.teachers import Teacher, held
 
 
 class Tap:
@@ -28,11 +28,12 @@ class Tap:
     """
 
     def __init__(self, model: Module, *names: str):
-        known = [name for name, _ in (model.model if isinstance(model, Teacher) else model).named_modules() if name]
+        network, way = held(model)
+        known = [name for name, _ in network.named_modules() if name]
         if not names:
             raise Refused("a tap needs the name of at least one module", f"known: {', '.join(known)}")
         self.model, self.names = model, names
-        self.places = [f"model.{name}" if isinstance(model, Teacher) else name for name in names]
+        self.places = [way + name for name in names]
         for name in names:
             if name not in known:
                 raise Refused(f"{type(model).__name__} has no module called {name!r}", nearest(name, known))
@@ -49,6 +50,9 @@ class Stages:
 
     def __init__(self, model: Module, which: tuple[int, ...]):
         inner: Any = model.model if isinstance(model, Teacher) else model
+        if isinstance(inner, Teacher):
+            raise Refused(f"the stages of a teacher placed as {type(inner).__name__} cannot be read: its own forward places it",
+                          "have it live or in 8 bits, or read modules by name: Tap(model, …)")
         if not callable(getattr(inner, "forward_intermediates", None)) or not callable(getattr(inner, "forward_head", None)):
             raise Refused(f"{type(inner).__name__} has no stages of its own to read", "read modules by name: Tap(model, …)")
         self.model, self.inner, self.which = model, inner, list(which) or None

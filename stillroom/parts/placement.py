@@ -1,0 +1,263 @@
+"""Where a teacher's weights lie: whole on the device, in 8 bits, on the host, on the device only now and then, or once for
+several students. Each is a module that takes the live one's place; all but 8 bits give the live one's answers, bit for bit."""
+
+import copy
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, copy_context
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from stillroom.batches import to_device
+from stillroom.errors import Refused
+from stillroom.parts.teachers import Teacher
+
+PLACES = ("live", "8bit", "offload", "blocks", "blocks:N")
+LIVE = "place it otherwise: 8bit, offload"
+_TURN: ContextVar[Callable[[], None]] = ContextVar("turn", default=lambda: None)
+
+
+def placed(model: Module, place: str) -> Module:
+    """The model placed as a word says: one of `PLACES`, N batches a block. Raises `Refused`."""
+    word, _, count = place.partition(":")
+    if word == "blocks" and (not count or count.isdecimal()):
+        return Blocks(model, *([int(count)] if count else []))
+    ways: dict[str, Callable[[Module], Module]] = {"live": lambda net: net, "8bit": eight_bit, "offload": Offloaded}
+    if place not in ways:
+        raise Refused(f"place={place} is unknown", f"one of {', '.join(PLACES)}")
+    return ways[place](model)
+
+
+# --- in 8 bits -------------------------------------------------------------------------------------------------------
+
+class Rows(Module):
+    """A weight as one byte a number and one scale a row: w ≈ scale · q, q in −127 … 127, off by scale / 2 at most."""
+
+    def forward(self, q: Tensor, scale: Tensor) -> Tensor:
+        return q * scale
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        largest = weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny * 127)
+        scale = (largest / 127).view(-1, *[1] * (weight.ndim - 1))                   # [rows, 1, …]
+        return (weight / scale).round().to(torch.int8), scale
+
+
+def eight_bit(model: Module) -> Module:
+    """A frozen copy whose linear and convolutional weights are bytes; each layer is whole again for its own forward alone.
+
+    Biases, norms, embeddings and weights that two modules share stay as they are: `by_type` says how much that is. Layers keep
+    their names and places. Raises `Refused` when nothing would become smaller.
+    """
+    small = copy.deepcopy(model).eval().requires_grad_(False)
+    uses = Counter(id(p) for _, p in small.named_parameters(remove_duplicate=False))
+    found = [(m, name) for m in small.modules() for name in ("weight", "in_proj_weight")
+             if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+             and isinstance(w := getattr(m, name, None), nn.Parameter) and w.is_floating_point() and uses[id(w)] == 1]
+    if not found:
+        raise Refused(f"{type(model).__name__} has no linear or convolutional weights: in 8 bits it would be as large",
+                      "place it otherwise: offload, blocks")
+    for module, name in found:
+        parametrize.register_parametrization(module, name, Rows())
+    return small
+
+
+def by_type(model: Module) -> dict[str, int]:
+    """Bytes of weights and buffers by their number format: {"float32": 40_112, "int8": 11_678_912}."""
+    count: Counter[str] = Counter()
+    for t in (*model.parameters(), *model.buffers()):
+        count[str(t.dtype).removeprefix("torch.")] += t.nbytes
+    return dict(sorted(count.items()))
+
+
+# --- on the host -----------------------------------------------------------------------------------------------------
+
+class Offloaded(Teacher):
+    """Its weights lie in main memory; each layer's visit the device for that layer's forward (by accelerate's hooks). It is
+    placed when it is moved to a device, as the engine does."""
+
+    def __init__(self, model: Module):
+        from stillroom._compat import package
+
+        package("accelerate")
+        super().__init__(model)
+        self.model.cpu()
+        self.device = torch.device("cpu")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Offloaded":
+        from accelerate import cpu_offload
+        from accelerate.hooks import remove_hook_from_module
+
+        self.device = fn(torch.empty(0, device=self.device)).device
+        remove_hook_from_module(self.model, recurse=True)            # the weights are whole again, on the CPU
+        cpu_offload(self.model, self.device, preload_module_classes=["MultiheadAttention"])      # it reads a part's weights
+        for buffer in self.model.buffers():
+            buffer.data = buffer.data.to(self.device)
+        return self
+
+
+# --- now and then on the device --------------------------------------------------------------------------------------
+
+class Blocks(Teacher):
+    """On the device only while it is asked: the engine reads `count` batches ahead, the teacher answers all of them and goes
+    back to main memory, then the student learns from the answers.
+
+    For methods that ask it about batches as they come: in a loop over data, inputs that the method made itself are refused.
+    Outside of such loops it is asked live. Batches and answers wait in main memory.
+    """
+
+    def __init__(self, model: Module, count: int = 16):
+        if count < 1:
+            raise Refused(f"blocks of {count} batches", "1 at least")
+        super().__init__(model)
+        self.model.cpu()
+        self.count, self.device, self.loops = count, torch.device("cpu"), 0
+        self.answers: dict[Tensor, tuple[int, Any]] = {}             # by the very tensor that numbers a batch's samples
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Blocks":
+        self.device = fn(torch.empty(0, device=self.device)).device
+        return self
+
+    @torch.no_grad()
+    def _ask(self, block: list[Any]) -> dict[Tensor, tuple[int, Any]]:
+        self.model.to(self.device)
+        answers = {}
+        for batch in block:
+            x = batch[0] if isinstance(batch, list | tuple) else batch
+            first = _numbered(x)
+            if first is None:
+                raise Refused("a teacher in blocks reads batches of tensors, which these data do not give", LIVE)
+            answers[first.sample_ids] = first._version, _copied(self.model(to_device(x, self.device)), "cpu")
+        self.model.cpu()
+        return answers
+
+    def ahead(self, batches: Iterator[Any], casting: Callable[[], AbstractContextManager]) -> Iterator[Any]:
+        """The same batches, each with its answer at hand. `casting`: the context in which a step is taken."""
+        self.loops += 1
+        try:
+            while block := list(islice(batches, self.count)):
+                with casting():
+                    self.answers |= (mine := self._ask(block))
+                yield from block
+                for batch in mine:
+                    del self.answers[batch]
+        finally:
+            self.loops -= 1
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not self.loops:
+            return self.model.to(self.device)(*to_device(inputs, self.device), **to_device(named, self.device))
+        x = _numbered(inputs)
+        version, answer = self.answers.get(getattr(x, "sample_ids", None), (-1, None))
+        if version < 0 or x._version > version or len(inputs) > 1 or named:
+            raise Refused("a teacher in blocks is asked about inputs that the method made itself, such as crops or parts of a batch",
+                          f"{LIVE}, or put the views into the data: store.Views(data, augment, count)")
+        return _copied(answer, self.device)
+
+
+# --- once for several students ---------------------------------------------------------------------------------------
+
+class Shared(Teacher):
+    """It remembers the `last` inputs that it was asked about and what it answered: the same input again costs no forward."""
+
+    def __init__(self, model: Module, last: int = 1):
+        super().__init__(model)
+        self.known: deque[tuple[list[Any], Any]] = deque(maxlen=last)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        leaves = tree_leaves((inputs, named))
+        kind = next(t.device.type for t in leaves if isinstance(t, Tensor))
+        asked = [*leaves, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
+        for before, answer in self.known:
+            if len(before) == len(asked) and all(map(_same, before, asked)):
+                return _copied(answer)
+        answer = self.model(*inputs, **named)
+        self.known.append((_copied(asked), _copied(answer)))
+        return answer
+
+
+def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What the calls return, each of which uses a recipe, carried out step by step in turn: with one `Shared` teacher, the same
+    data, batch and seed, the teacher is asked once for all. Each result is that of the call alone, bit for bit.
+
+        together([partial(KD(), Run(), student=s, teacher=teacher, data=data) for s in students])
+
+    The first error ends all of them and is raised. Runs save as often as `save_every` says, but not when they are stopped.
+    """
+    tokens = [threading.Semaphore(0) for _ in calls]
+    made: dict[int, Any] = {}
+    errors: list[BaseException] = []
+    left = list(range(len(calls)))
+
+    def hand_on(me: int) -> None:
+        """The next of those that are left goes on."""
+        if left:
+            tokens[next((i for i in left if i > me), left[0])].release()
+
+    def play(me: int) -> None:
+        def turn() -> None:
+            hand_on(me)
+            tokens[me].acquire()
+            if errors:
+                raise _Ended
+
+        _TURN.set(turn)
+        tokens[me].acquire()
+        try:
+            made[me] = None if errors else calls[me]()
+        except BaseException as error:
+            errors.append(error)
+        left.remove(me)
+        hand_on(me)
+
+    players = [threading.Thread(target=copy_context().run, args=(play, i), daemon=True) for i in range(len(calls))]
+    for player in players:
+        player.start()
+    hand_on(-1)
+    try:
+        for player in players:
+            player.join()
+    except BaseException as error:
+        errors.append(error)                             # all end at their next step
+        for player in players:
+            player.join()
+        raise
+    if errors:
+        raise errors[0]
+    return [made[i] for i in range(len(calls))]
+
+
+def turn() -> None:
+    """Where the engine lets the others of `together` take their step; nothing happens outside of it."""
+    _TURN.get()()
+
+
+class _Ended(BaseException):
+    """Another call of `together` failed."""
+
+
+def _numbered(inputs: Any) -> Any:
+    """The tensor that carries the numbers of a batch's samples, if there is one."""
+    return next((t for t in tree_leaves(inputs) if hasattr(t, "sample_ids")), None)
+
+
+def _copied(held: Any, device: torch.device | str | None = None) -> Any:
+    """The same with copies of its tensors, whatever holds them."""
+    return tree_map_only(Tensor, lambda t: t.detach().to(device or t.device, copy=True), held)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return type(a) is type(b) and a == b
