@@ -21,6 +21,7 @@ from stillroom.errors import Refused
 from stillroom.parts.teachers import Teacher
 
 PLACES = ("live", "8bit", "offload", "blocks", "blocks:N")
+BLOCK = 16           # batches a block
 LIVE = "place it otherwise: 8bit, offload"
 _TURN: ContextVar[Callable[[], None]] = ContextVar("turn", default=lambda: None)
 
@@ -113,7 +114,7 @@ class Blocks(Teacher):
     Outside of such loops it is asked live. Batches and answers wait in main memory.
     """
 
-    def __init__(self, model: Module, count: int = 16):
+    def __init__(self, model: Module, count: int = BLOCK):
         if count < 1:
             raise Refused(f"blocks of {count} batches", "1 at least")
         super().__init__(model)
