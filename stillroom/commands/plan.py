@@ -67,14 +67,14 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
         """Takes the first few steps of every loop, and remembers how many there would be."""
 
         def loop(self, data=None, *, steps: int, batch=None, name: str = "loop", whole: bool = False):
-            key, before = self._path + name, len(asked)
+            key, before = self._path + name, asked["times"]
             loops[key] = steps
             yield from super().loop(data, steps=min(steps, few), batch=batch, name=name, whole=whole)
-            asks[key] = (len(asked) - before) / min(steps, few)
+            asks[key] = (asked["times"] - before) / min(steps, few)
 
     loops: dict[str, int] = {}
     asks: dict[str, float] = {}      # of a teacher, in a step
-    asked: list[Any] = []            # its inputs
+    asked: dict[str, Any] = {"times": 0, "about": ()}
     ready = job.prepare(chosen)
     options = ready.settings.options
     run = Sampled(**{k: options[k] for k in ("seed", "device", "precision", "accumulate", "compile", "workers")})
@@ -85,7 +85,8 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
             held(actor)[0].drawn = None                  # type: ignore[assignment]  # a plan may be made before the teacher is
     teacher: Any = ready.actors.get("teacher")
     if isinstance(teacher, torch.nn.Module):
-        hook = teacher.register_forward_pre_hook(lambda _, x, named: asked.append(None if asked else (x, named)), with_kwargs=True)
+        hook = teacher.register_forward_pre_hook(
+            lambda _, x, named: asked.update(times=asked["times"] + 1, about=(x, named)), with_kwargs=True)
     before, began = _peak(), time.perf_counter()
     made = ready.recipe(run, **ready.actors)
     wall = time.perf_counter() - began
@@ -102,7 +103,7 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
     }
     if sum(asks.values()) and "?place=" not in chosen.actors.get("teacher", "").replace("&", "?"):
         hook.remove()
-        seen = prices.look(teacher, *asked[0], device=run.device, seconds=whole + outside,
+        seen = prices.look(teacher, *asked["about"], device=run.device, seconds=whole + outside,
                            asked=sum(loops[k] * asks[k] for k in asks), views=len(ready.actors.get("data", ())))
         found["placements"] = prices.prices(seen, BLOCK)
     return found

@@ -120,7 +120,7 @@ class Blocks(Teacher):
         super().__init__(model)
         self.model.cpu()
         self.count, self.device, self.loops = count, torch.device("cpu"), 0
-        self.answers: dict[Tensor, tuple[int, Any]] = {}             # by the very tensor that numbers a batch's samples
+        self.answers: dict[Any, tuple[int, Any]] = {}             # by the very tensor that numbers a batch's samples
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Blocks":
         self.device = fn(torch.empty(0, device=self.device)).device
@@ -141,16 +141,22 @@ class Blocks(Teacher):
 
     def ahead(self, batches: Iterator[Any], casting: Callable[[], AbstractContextManager]) -> Iterator[Any]:
         """The same batches, each with its answer at hand. `casting`: the context in which a step is taken."""
+        mine: dict[Tensor, tuple[int, Any]] = {}
         self.loops += 1
         try:
             while block := list(islice(batches, self.count)):
                 with casting():
-                    self.answers |= (mine := self._ask(block))
+                    mine = self._ask(block)
+                self.answers |= mine
                 yield from block
-                for batch in mine:
-                    del self.answers[batch]
+                self._forget(mine)
         finally:
+            self._forget(mine)
             self.loops -= 1
+
+    def _forget(self, answers: dict[Tensor, tuple[int, Any]]) -> None:
+        for batch in answers:
+            self.answers.pop(batch, None)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -160,7 +166,7 @@ class Blocks(Teacher):
         x = _numbered(inputs)
         version, answer = self.answers.get(getattr(x, "sample_ids", None), (-1, None))
         if version < 0 or x._version > version or len(inputs) > 1 or named:
-            raise Refused("a teacher in blocks is asked about inputs that the method made itself, such as crops or parts of a batch",
+            raise Refused("a teacher in blocks is asked about inputs that the method made itself, such as crops of a batch",
                           f"{LIVE}, or put the views into the data: store.Views(data, augment, count)")
         return _copied(answer, self.device)
 
