@@ -3,9 +3,9 @@
     python benchmarks/placement.py [--teacher timm:resnet50] [--size 64] [--batch 16] [--steps 17]
 
 KD without labels teaches a small network for a few steps, in a process of its own for each placement. A ratio of times is to the
-live teacher of the same round, the median over three rounds, in processor time; what the first block costs counts, the first
-other step does not. Agreement: samples whose likeliest class is the live teacher's, in one row with the largest difference of
-a logit as a share of the logits' spread. The teacher has fresh weights: its answers are close together, which is hard on 8 bits.
+live teacher of the same round, the median over three rounds, in processor time; a block's cost counts, the first step of the
+others does not. Peak: of the process with all that it imports, on a GPU of what torch allocated there. Off by: the largest
+difference of a logit to the live one, as a share of the logits' deviation. Then what 8 bits do to a teacher that was trained.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-WAYS = ("live", "8bit", "offload", "blocks:4", "blocks:16", "shared by 2")
+WAYS = ("live", "8bit", "offload", "blocks:8", "shared by 2")
 ROUNDS = 3
 
 
@@ -29,7 +29,8 @@ def one(way, spec, size, batch, steps, device):
     from stillroom import Run, zoo
     from stillroom.models.small import cnn
     from stillroom.parts import losses, optim
-    from stillroom.parts.placement import Shared, by_type, placed, together
+    from stillroom.parts.placement import by_type, placed
+    from stillroom.parts.shared import Shared, together
     from stillroom.parts.teachers import Frozen
 
     torch.set_num_threads(1)
@@ -65,6 +66,23 @@ def one(way, spec, size, batch, steps, device):
                       "says": teacher(images.to(device)).float().cpu().tolist()}))
 
 
+def trained():
+    """The digits arena's teacher, live and in 8 bits, on 500 test images of each of three seeds."""
+    from stillroom import arenas
+    from stillroom.measure import answers
+    from stillroom.measure.classification import right
+    from stillroom.parts.placement import by_type, eight_bit
+
+    print(f"{'digits, seed':14}{'weights':>12}{'8bit':>12}{'right':>10}{'8bit':>10}{'agreement':>12}")
+    for seed in range(3):
+        cast = arenas.digits("clean", seed)
+        live, small = cast.actors["teacher"], eight_bit(cast.actors["teacher"])
+        (said, y), (other, _) = answers(live, cast.test), answers(small, cast.test)
+        print(f"{seed:<14}" + "".join(f"{sum(by_type(net).values()) / 1e3:9.1f} KB" for net in (live, small))
+              + f"{right(said, y):8.2f} %{right(other, y):8.2f} %{right(other, said.argmax(-1)):10.2f} %")
+    print(flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--teacher", default="timm:resnet50")
@@ -84,17 +102,17 @@ def main():
             out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], capture_output=True, text=True, check=True)
             found[way].append(json.loads(out.stdout.splitlines()[-1]))
     live = torch.tensor(found["live"][0]["says"])
+    trained()
     print(f"{said.teacher}, {said.size} × {said.size}, batch {said.batch}, {said.steps} steps, {device}, one thread\n")
-    print(f"{'placement':14}{'weights':>12}{'peak':>12}{'step':>12}{'/ live':>9}{'agreement':>12}{'off by':>9}")
+    print(f"{'placement':14}{'weights':>12}{'peak':>12}{'step':>12}{'/ live':>9}{'off by':>10}")
     for way, rounds in found.items():
         ratio = statistics.median(r["seconds"] / base["seconds"] for r, base in zip(rounds, found["live"], strict=True))
-        says = torch.tensor(rounds[0]["says"])
-        agree, off = (says.argmax(-1) == live.argmax(-1)).double().mean(), (says - live).abs().max() / live.std()
+        off = (torch.tensor(rounds[0]["says"]) - live).abs().max() / live.std()
         print(f"{way:14}{rounds[0]['weights'] / 1e6:9.1f} MB{min(r['peak'] for r in rounds) / 1e6:9.0f} MB"
-              f"{1e3 * statistics.median(r['seconds'] for r in rounds):9.1f} ms{ratio:9.3f}{100 * agree:10.1f} %{100 * off:7.2f} %")
+              f"{1e3 * statistics.median(r['seconds'] for r in rounds):9.1f} ms{ratio:9.3f}{100 * off:8.2f} %")
     if device == "cpu":
-        print("\nnot measured: CUDA. On the CPU device and main memory are one, so offload and blocks can save nothing here;"
-              "\nwhat they cost in time is the hooks' work, without the transfer of weights.")
+        print("\nnot measured: CUDA. On the CPU device and main memory are one, so offload and blocks can save nothing here; what"
+              "\nthey cost in time is the hooks' work, without the transfer of weights. The peak of 8bit is that of making it.")
     return None
 
 

@@ -21,7 +21,8 @@ from stillroom import checkpoint
 from stillroom.batches import batches, to_device
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
-from stillroom.parts.placement import Blocks, turn
+from stillroom.parts.placement import Blocks
+from stillroom.parts.shared import turn
 from stillroom.progress import Progress
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -25,7 +25,7 @@ Takes the first few steps of the run that the same flags would start, and says w
   stillroom plan kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --precision bf16
 """
 PLACED = ("8bit, offload and blocks read --teacher SPEC?place=8bit. shared (by two students, each of whom takes this time) and",
-          "store (as fp16, the time with its writing) are for Python: parts.placement.together, store.write")
+          "store (as fp16, the time with its writing) are for Python: parts.shared.together, store.write")
 
 
 def command(words: Sequence[str]) -> None:

@@ -1,12 +1,10 @@
-"""Where a teacher's weights lie: whole on the device, in 8 bits, on the host, on the device only now and then, or once for
-several students. Each is a module that takes the live one's place; all but 8 bits give the live one's answers, bit for bit."""
+"""Where a teacher's weights lie: whole on the device, in 8 bits, on the host, or on the device only now and then. Each placement
+is a module that takes the live one's place; all but 8 bits give the live one's answers, bit for bit."""
 
 import copy
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, copy_context
 from itertools import islice
 from typing import Any
 
@@ -23,7 +21,6 @@ from stillroom.parts.teachers import Teacher
 PLACES = ("live", "8bit", "offload", "blocks", "blocks:N")
 BLOCK = 16           # batches a block
 LIVE = "place it otherwise: 8bit, offload"
-_TURN: ContextVar[Callable[[], None]] = ContextVar("turn", default=lambda: None)
 
 
 def placed(model: Module, place: str) -> Module:
@@ -103,6 +100,10 @@ class Offloaded(Teacher):
             buffer.data = buffer.data.to(self.device)
         return self
 
+    @torch.compiler.disable
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return super().forward(*inputs, **named)
+
 
 # --- now and then on the device --------------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class Blocks(Teacher):
             first = _numbered(x)
             if first is None:
                 raise Refused("a teacher in blocks reads batches of tensors, which these data do not give", LIVE)
-            answers[first.sample_ids] = first._version, _copied(self.model(to_device(x, self.device)), "cpu")
+            answers[first.sample_ids] = first._version, copied(self.model(to_device(x, self.device)), "cpu")
         self.model.cpu()
         return answers
 
@@ -168,90 +169,7 @@ class Blocks(Teacher):
         if version < 0 or x._version > version or len(inputs) > 1 or named:
             raise Refused("a teacher in blocks is asked about inputs that the method made itself, such as crops of a batch",
                           f"{LIVE}, or put the views into the data: store.Views(data, augment, count)")
-        return _copied(answer, self.device)
-
-
-# --- once for several students ---------------------------------------------------------------------------------------
-
-class Shared(Teacher):
-    """It remembers the `last` inputs that it was asked about and what it answered: the same input again costs no forward."""
-
-    def __init__(self, model: Module, last: int = 1):
-        super().__init__(model)
-        self.known: deque[tuple[list[Any], Any]] = deque(maxlen=last)
-
-    @torch.compiler.disable
-    @torch.no_grad()
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        leaves = tree_leaves((inputs, named))
-        kind = next(t.device.type for t in leaves if isinstance(t, Tensor))
-        asked = [*leaves, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
-        for before, answer in self.known:
-            if len(before) == len(asked) and all(map(_same, before, asked)):
-                return _copied(answer)
-        answer = self.model(*inputs, **named)
-        self.known.append((_copied(asked), _copied(answer)))
-        return answer
-
-
-def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, each of which uses a recipe, carried out step by step in turn: with one `Shared` teacher, the same
-    data, batch and seed, the teacher is asked once for all. Each result is that of the call alone, bit for bit.
-
-        together([partial(KD(), Run(), student=s, teacher=teacher, data=data) for s in students])
-
-    The first error ends all of them and is raised. Runs save as often as `save_every` says, but not when they are stopped.
-    """
-    tokens = [threading.Semaphore(0) for _ in calls]
-    made: dict[int, Any] = {}
-    errors: list[BaseException] = []
-    left = list(range(len(calls)))
-
-    def hand_on(me: int) -> None:
-        """The next of those that are left goes on."""
-        if left:
-            tokens[next((i for i in left if i > me), left[0])].release()
-
-    def play(me: int) -> None:
-        def turn() -> None:
-            hand_on(me)
-            tokens[me].acquire()
-            if errors:
-                raise _Ended
-
-        _TURN.set(turn)
-        tokens[me].acquire()
-        try:
-            made[me] = None if errors else calls[me]()
-        except BaseException as error:
-            errors.append(error)
-        left.remove(me)
-        hand_on(me)
-
-    players = [threading.Thread(target=copy_context().run, args=(play, i), daemon=True) for i in range(len(calls))]
-    for player in players:
-        player.start()
-    hand_on(-1)
-    try:
-        for player in players:
-            player.join()
-    except BaseException as error:
-        errors.append(error)                             # all end at their next step
-        for player in players:
-            player.join()
-        raise
-    if errors:
-        raise errors[0]
-    return [made[i] for i in range(len(calls))]
-
-
-def turn() -> None:
-    """Where the engine lets the others of `together` take their step; nothing happens outside of it."""
-    _TURN.get()()
-
-
-class _Ended(BaseException):
-    """Another call of `together` failed."""
+        return copied(answer, self.device)
 
 
 def _numbered(inputs: Any) -> Any:
@@ -259,12 +177,6 @@ def _numbered(inputs: Any) -> Any:
     return next((t for t in tree_leaves(inputs) if hasattr(t, "sample_ids")), None)
 
 
-def _copied(held: Any, device: torch.device | str | None = None) -> Any:
+def copied(held: Any, device: torch.device | str | None = None) -> Any:
     """The same with copies of its tensors, whatever holds them."""
     return tree_map_only(Tensor, lambda t: t.detach().to(device or t.device, copy=True), held)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-    return type(a) is type(b) and a == b

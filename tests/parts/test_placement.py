@@ -16,7 +16,8 @@ from stillroom.errors import Refused
 from stillroom.measure import prices
 from stillroom.models.small import cnn, mlp
 from stillroom.parts import losses, optim, placement
-from stillroom.parts.placement import BLOCK, Blocks, Offloaded, Shared, by_type, eight_bit, together
+from stillroom.parts.placement import BLOCK, Blocks, Offloaded, by_type, eight_bit
+from stillroom.parts.shared import Shared, together
 from stillroom.parts.taps import Tap, stages
 from stillroom.parts.teachers import Frozen
 from stillroom.recipes.classification.kd import KD
