@@ -99,7 +99,7 @@ def main():
     found = {way: [] for way in WAYS}
     for turn in range(ROUNDS):
         for way in WAYS[:: 1 if turn % 2 else -1]:
-            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], capture_output=True, text=True, check=True)
+            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], stdout=subprocess.PIPE, check=True)
             found[way].append(json.loads(out.stdout.splitlines()[-1]))
     live = torch.tensor(found["live"][0]["says"])
     trained()

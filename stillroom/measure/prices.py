@@ -7,13 +7,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from stillroom.errors import Refused
 from stillroom.measure.cost import resting
-from stillroom.parts.placement import by_type, placed
+from stillroom.parts.placement import around, by_type, placed
 from stillroom.store import codecs
 from stillroom.store.reading import CHECK
 
@@ -75,10 +75,10 @@ def look(teacher: Module, inputs: tuple[Any, ...], named: dict[str, Any], *, dev
     for place in ("8bit", "offload"):
         try:
             other = placed(teacher.cpu(), place).to(device)
-        except Refused:                                  # nothing to make smaller, or accelerate is missing
+            forward[place] = _forward(other, inputs, named, device)
+        except Refused:                                  # it cannot be placed so, or accelerate is missing
             continue
         weights.setdefault(place, sum(by_type(other).values()))
-        forward[place] = _forward(other, inputs, named, device)
     flat = {what: [t for t in tree_leaves(held) if isinstance(t, Tensor)] for what, held in
             (("asked", (inputs, named)), ("answer", answer))}
     logits = isinstance(answer, Tensor) and answer.ndim == 2
@@ -89,12 +89,10 @@ def look(teacher: Module, inputs: tuple[Any, ...], named: dict[str, Any], *, dev
 
 
 def visiting(model: Module) -> int:
-    """Most bytes of weights that are on the device at a time when modules visit it one by one: a module's own, and those of the
-    modules around it, whose forward is not over. Buffers stay there."""
-    own = {name: sum(p.nbytes for p in m.parameters(recurse=isinstance(m, nn.MultiheadAttention)))
-           for name, m in model.named_modules()}
-    around = [sum(own[name.rsplit(".", up)[0]] for up in range(1, name.count(".") + 1)) + own[""] * bool(name) for name in own]
-    return max(a + b for a, b in zip(own.values(), around, strict=True)) + sum(b.nbytes for b in model.buffers())
+    """Most bytes of an offloaded model that are on the device at a time: its largest layer, and what stays there."""
+    stay = sum(p.nbytes for m in model.modules() if around(m) for p in m.parameters(recurse=False))
+    return max(sum(p.nbytes for p in m.parameters()) for m in model.modules() if not around(m)) + stay + sum(
+        b.nbytes for b in model.buffers())
 
 
 def _forward(model: Module, inputs: tuple[Any, ...], named: dict[str, Any], device: torch.device) -> float:

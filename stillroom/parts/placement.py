@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from stillroom.batches import to_device
@@ -78,8 +79,11 @@ def by_type(model: Module) -> dict[str, int]:
 # --- on the host -----------------------------------------------------------------------------------------------------
 
 class Offloaded(Teacher):
-    """Its weights lie in main memory; each layer's visit the device for that layer's forward (by accelerate's hooks). It is
-    placed when it is moved to a device, as the engine does."""
+    """Its weights lie in main memory; each layer's visit the device for that layer's forward (by accelerate's hooks).
+
+    Buffers, and what a module around layers holds itself (tokens, positions), stay on the device. It is placed when it is moved
+    to one, as the engine does. Raises `Refused` when the model reads a layer's weights without calling the layer.
+    """
 
     def __init__(self, model: Module):
         from stillroom._compat import package
@@ -95,14 +99,34 @@ class Offloaded(Teacher):
 
         self.device = fn(torch.empty(0, device=self.device)).device
         remove_hook_from_module(self.model, recurse=True)            # the weights are whole again, on the CPU
-        cpu_offload(self.model, self.device, preload_module_classes=["MultiheadAttention"])      # it reads a part's weights
-        for buffer in self.model.buffers():
-            buffer.data = buffer.data.to(self.device)
+        cpu_offload(self.model, self.device, preload_module_classes=["MultiheadAttention"])
+        for module in filter(around, self.model.modules()):
+            remove_hook_from_module(module)
+        for held in (*self.model.parameters(), *self.model.buffers()):
+            if not held.is_meta:
+                held.data = held.data.to(self.device)
         return self
 
     @torch.compiler.disable
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return super().forward(*inputs, **named)
+        with _Visited():
+            return super().forward(*inputs, **named)
+
+
+class _Visited(TorchDispatchMode):
+    """Refuses to reckon with weights that are not there: PyTorch's matrix product would answer with whatever lay in memory."""
+
+    def __torch_dispatch__(self, operation, types, inputs=(), named=None):
+        missing = {t.is_meta for t in tree_leaves((inputs, named)) if isinstance(t, Tensor)}
+        if len(missing) > 1:
+            raise Refused("this model reads a layer's weights without calling the layer, so they do not visit the device",
+                          "place it otherwise: 8bit, blocks")
+        return operation(*inputs, **(named or {}))
+
+
+def around(module: Module) -> bool:
+    """Whether it holds layers; attention reads the weights of its own, and counts as one layer."""
+    return any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention)
 
 
 # --- now and then on the device --------------------------------------------------------------------------------------
