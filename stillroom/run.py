@@ -21,7 +21,7 @@ from stillroom import checkpoint
 from stillroom.batches import batches, to_device
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
-from stillroom.parts.placement import Blocks
+from stillroom.parts.placement import Blocks, ahead
 from stillroom.parts.shared import turn
 from stillroom.progress import Progress
 
@@ -137,9 +137,8 @@ class Run:
         done = root._loops.get(key, 0)
         stream = None if data is None or not batch else batches(
             data, batch // parts, start=done * parts, count=(steps - done) * parts, seed=(root.seed, key), workers=root.workers)
-        if stream is not None:
-            for teacher in root._blocks:
-                stream = teacher.ahead(stream, root._autocast)
+        if stream is not None and root._blocks:
+            stream = ahead(stream, root._blocks, root._autocast)
         outer, self._loop = self._loop, (loop := _Loop(key, steps))
         if done < steps:
             root._progress.begin(key, steps, done)

@@ -21,6 +21,7 @@ ABOUT = """\
 usage: stillroom plan NAME [the flags of `stillroom run NAME`] [--few 20] [--json]
 
 Takes the first few steps of the run that the same flags would start, and says what the whole of it will need. Writes nothing.
+Beside it, what other places for the teacher's weights would cost (in 8 bits, offloaded, in blocks, shared, stored).
 
   stillroom plan kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --precision bf16
 """

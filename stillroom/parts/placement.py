@@ -3,8 +3,8 @@ is a module that takes the live one's place; all but 8 bits give the live one's 
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ from stillroom.parts.teachers import Teacher
 
 PLACES = ("live", "8bit", "offload", "blocks", "blocks:N")
 BLOCK = 16           # batches a block
-LIVE = "place it otherwise: 8bit, offload"
+OTHERWISE = "place it otherwise: 8bit, offload"
 
 
 def placed(model: Module, place: str) -> Module:
@@ -159,29 +159,22 @@ class Blocks(Teacher):
             x = batch[0] if isinstance(batch, list | tuple) else batch
             first = _numbered(x)
             if first is None:
-                raise Refused("a teacher in blocks reads batches of tensors, which these data do not give", LIVE)
+                raise Refused("a teacher in blocks reads batches of tensors, which these data do not give", OTHERWISE)
             answers[first.sample_ids] = first._version, copied(self.model(to_device(x, self.device)), "cpu")
         self.model.cpu()
         return answers
 
-    def ahead(self, batches: Iterator[Any], casting: Callable[[], AbstractContextManager]) -> Iterator[Any]:
-        """The same batches, each with its answer at hand. `casting`: the context in which a step is taken."""
-        mine: dict[Tensor, tuple[int, Any]] = {}
+    @contextmanager
+    def answering(self, block: list[Any]) -> Iterator[None]:
+        """Inside, the answers to these batches are at hand, and to nothing else."""
+        self.answers |= (mine := self._ask(block))
         self.loops += 1
         try:
-            while block := list(islice(batches, self.count)):
-                with casting():
-                    mine = self._ask(block)
-                self.answers |= mine
-                yield from block
-                self._forget(mine)
+            yield
         finally:
-            self._forget(mine)
             self.loops -= 1
-
-    def _forget(self, answers: dict[Tensor, tuple[int, Any]]) -> None:
-        for batch in answers:
-            self.answers.pop(batch, None)
+            for batch in mine:
+                del self.answers[batch]
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -192,8 +185,19 @@ class Blocks(Teacher):
         version, answer = self.answers.get(getattr(x, "sample_ids", None), (-1, None))
         if version < 0 or x._version > version or len(inputs) > 1 or named:
             raise Refused("a teacher in blocks is asked about inputs that the method made itself, such as crops of a batch",
-                          f"{LIVE}, or put the views into the data: store.Views(data, augment, count)")
+                          f"{OTHERWISE}, or put the views into the data: store.Views(data, augment, count)")
         return copied(answer, self.device)
+
+
+def ahead(batches: Iterator[Any], teachers: Collection[Blocks],
+          casting: Callable[[], AbstractContextManager]) -> Iterator[Any]:
+    """The same batches, read ahead as far as all of the teachers go, with their answers at hand. `casting`: as a step is taken."""
+    while block := list(islice(batches, min(teacher.count for teacher in teachers))):
+        with ExitStack() as answered:
+            with casting():
+                for teacher in teachers:
+                    answered.enter_context(teacher.answering(block))
+            yield from block
 
 
 def _numbered(inputs: Any) -> Any:

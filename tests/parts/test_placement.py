@@ -19,7 +19,7 @@ from stillroom.parts import losses, optim, placement
 from stillroom.parts.placement import BLOCK, Blocks, Offloaded, by_type, eight_bit
 from stillroom.parts.shared import Shared, together
 from stillroom.parts.taps import Tap, stages
-from stillroom.parts.teachers import Frozen
+from stillroom.parts.teachers import Ensemble, Frozen
 from stillroom.recipes.classification.kd import KD
 from stillroom.recipes.classification.ssld import SSLD
 
@@ -188,12 +188,10 @@ def test_a_layer_that_is_read_but_not_called_cannot_be_offloaded():
 
 # --- in blocks -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("count", [1, 3, 100])
-@pytest.mark.parametrize("run", [{}, {"accumulate": 2}, {"workers": 1}])
-@pytest.mark.parametrize("data", [images(), Noisy()])
-def test_a_student_taught_in_blocks_is_the_one_taught_live(count, run, data):
-    if run.get("workers") and (count != 3 or isinstance(data, TensorDataset)):
-        pytest.skip("processes are slow to start: once is enough")
+@pytest.mark.parametrize(("data", "count", "run"), [
+    *((data, count, run) for data in (images(), Noisy()) for count in (1, 3, 100) for run in ({}, {"accumulate": 2})),
+    (Noisy(), 3, {"workers": 1})])
+def test_a_student_taught_in_blocks_is_the_one_taught_live(data, count, run):
     recipe = KD(steps=8, batch=8)
     live = recipe(Run(**run), student=student(), teacher=teacher(), data=data)
     net, sizes = counted(teacher())
@@ -250,6 +248,18 @@ def test_blocks_go_on_after_a_stop(tmp_path, stop):
 def test_blocks_under_bf16_are_the_live_answers_under_bf16():
     live = KD(steps=4, batch=8)(Run(precision="bf16"), student=student(), teacher=teacher(), data=images())
     assert same(live, KD(steps=4, batch=8)(Run(precision="bf16"), student=student(), teacher=Blocks(teacher(), 3), data=images()))
+
+
+def test_several_teachers_in_blocks_read_ahead_together():
+    def several(first, second):
+        return Ensemble([first(teacher()), second(cnn(4))])
+
+    torch.manual_seed(5)
+    live = KD(steps=7, batch=8)(Run(), student=student(), teacher=several(nn.Sequential, nn.Sequential), data=images())
+    torch.manual_seed(5)
+    placed = several(partial(Blocks, count=2), partial(Blocks, count=3))
+    made = KD(steps=7, batch=8)(Run(), student=student(), teacher=placed, data=images())
+    assert same(live, made)
 
 
 def test_blocks_refuse_what_the_method_made_and_are_live_outside_of_loops():
