@@ -146,7 +146,7 @@ class Run:
         for step in range(done, steps):
             self.step, self.progress, loop.step = step, step / steps, step
             for micro in range(parts):
-                turn()
+                began += turn()
                 content = step if stream is None else to_device(next(stream), root.device)
                 loop.micro, loop.moved = micro, set()
                 root._reseed(key, step, micro)

@@ -191,7 +191,7 @@ class Blocks(Teacher):
 
 def ahead(batches: Iterator[Any], teachers: Collection[Blocks],
           casting: Callable[[], AbstractContextManager]) -> Iterator[Any]:
-    """The same batches, read ahead as far as all of the teachers go, with their answers at hand. `casting`: as a step is taken."""
+    """The same batches, read ahead as far as all teachers go, with their answers at hand. `casting`: as a step is taken."""
     while block := list(islice(batches, min(teacher.count for teacher in teachers))):
         with ExitStack() as answered:
             with casting():

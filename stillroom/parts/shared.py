@@ -1,6 +1,7 @@
 """One teacher of several students: it answers each batch once, while their methods take their steps in turn."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from stillroom.parts.placement import copied
 from stillroom.parts.teachers import Teacher
 
-_TURN: ContextVar[Callable[[], None]] = ContextVar("turn", default=lambda: None)
+_TURN: ContextVar[Callable[[], float]] = ContextVar("turn", default=lambda: 0.0)
 
 
 class Shared(Teacher):
@@ -57,11 +58,13 @@ def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
             tokens[next((i for i in left if i > me), left[0])].release()
 
     def play(me: int) -> None:
-        def turn() -> None:
+        def turn() -> float:
+            began = time.perf_counter()
             hand_on(me)
             tokens[me].acquire()
             if errors:
                 raise _Ended
+            return time.perf_counter() - began
 
         _TURN.set(turn)
         tokens[me].acquire()
@@ -89,9 +92,9 @@ def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return [made[i] for i in range(len(calls))]
 
 
-def turn() -> None:
-    """Where the engine lets the others of `together` take their step; nothing happens outside of it."""
-    _TURN.get()()
+def turn() -> float:
+    """Where the engine lets the others of `together` take their step: seconds that they took. Outside of it nothing happens."""
+    return _TURN.get()()
 
 
 class _Ended(BaseException):

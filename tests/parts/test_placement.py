@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from functools import partial
 
 import pytest
@@ -313,6 +314,17 @@ def test_students_taught_together_are_those_taught_alone_and_the_teacher_is_aske
     assert all(map(same, alone, made))
     parts = run.get("accumulate", 1)
     assert [n for n in sizes if n > 2] == [8 // parts] * steps * parts       # two samples were asked before the first step
+
+
+def test_the_others_steps_are_nobodys_seconds():
+    slow, fast = Run(), Run()
+
+    def play(run, rest):
+        for _ in run.loop(steps=5):
+            time.sleep(rest)
+
+    together([partial(play, slow, 0.02), partial(play, fast, 0.0)])
+    assert slow.seconds >= 0.1 > 10 * fast.seconds
 
 
 def test_an_error_ends_all_of_them():
