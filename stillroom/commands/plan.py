@@ -104,8 +104,9 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
     }
     if sum(asks.values()) and "?place=" not in chosen.actors.get("teacher", "").replace("&", "?"):
         hook.remove()
-        seen = prices.look(teacher, *asked["about"], device=run.device, seconds=whole + outside,
-                           asked=sum(loops[k] * asks[k] for k in asks), views=len(ready.actors.get("data", ())))
+        with run._autocast():
+            seen = prices.look(teacher, *asked["about"], device=run.device, seconds=whole + outside,
+                               asked=sum(loops[k] * asks[k] for k in asks), views=len(ready.actors.get("data", ())))
         found["placements"] = prices.prices(seen, BLOCK)
     return found
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from stillroom import Run, zoo
+from stillroom import Run, _compat, zoo
 from stillroom._compat import package
 from stillroom.cli import main
 from stillroom.errors import Refused
@@ -185,6 +185,12 @@ def test_a_layer_that_is_read_but_not_called_cannot_be_offloaded():
 
     with pytest.raises(Refused, match="without calling"):
         Offloaded(Tied()).to("cpu")(torch.rand(2, 4))
+
+
+def test_without_accelerate_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(_compat, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install 'stillroom\[offload\]'"):
+        Offloaded(teacher())
 
 
 # --- in blocks -------------------------------------------------------------------------------------------------------
