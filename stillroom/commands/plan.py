@@ -50,6 +50,7 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
     placements  of a live teacher: what other places for its weights would cost, see `measure.prices`
     """
     import time
+    from statistics import median
 
     import torch
 
@@ -68,14 +69,15 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
         """Takes the first few steps of every loop, and remembers how many there would be."""
 
         def loop(self, data=None, *, steps: int, batch=None, name: str = "loop", whole: bool = False):
-            key, before = self._path + name, asked["times"]
+            key, before = self._path + name, len(took)
             loops[key] = steps
             yield from super().loop(data, steps=min(steps, few), batch=batch, name=name, whole=whole)
-            asks[key] = (asked["times"] - before) / min(steps, few)
+            asks[key] = (len(took) - before) / min(steps, few)
 
     loops: dict[str, int] = {}
     asks: dict[str, float] = {}      # of a teacher, in a step
-    asked: dict[str, Any] = {"times": 0, "about": ()}
+    took: list[float] = []           # seconds of each of its forwards
+    last: dict[str, Any] = {}        # what it is asked about, and when
     ready = job.prepare(chosen)
     options = ready.settings.options
     run = Sampled(**{k: options[k] for k in ("seed", "device", "precision", "accumulate", "compile", "workers")})
@@ -86,8 +88,9 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
             held(actor)[0].drawn = None                  # type: ignore[assignment]  # a plan may be made before the teacher is
     teacher: Any = ready.actors.get("teacher")
     if isinstance(teacher, torch.nn.Module):
-        hook = teacher.register_forward_pre_hook(
-            lambda _, x, named: asked.update(times=asked["times"] + 1, about=(x, named)), with_kwargs=True)
+        hooks = [teacher.register_forward_pre_hook(lambda _, x, named: last.update(x=(x, named), at=prices.clock(run.device)),
+                                                   with_kwargs=True),
+                 teacher.register_forward_hook(lambda *_: took.append(prices.clock(run.device) - last["at"]))]
     before, began = _peak(), time.perf_counter()
     made = ready.recipe(run, **ready.actors)
     wall = time.perf_counter() - began
@@ -103,9 +106,10 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
         "placements": [],
     }
     if sum(asks.values()) and "?place=" not in chosen.actors.get("teacher", "").replace("&", "?"):
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         with run._autocast():
-            seen = prices.look(teacher, *asked["about"], device=run.device, seconds=whole + outside,
+            seen = prices.look(teacher, *last["x"], device=run.device, seconds=whole + outside, took=median(took),
                                asked=sum(loops[k] * asks[k] for k in asks), views=len(ready.actors.get("data", ())))
         found["placements"] = prices.prices(seen, BLOCK)
     return found

@@ -46,7 +46,7 @@ def prices(seen: Seen, count: int) -> list[dict[str, Any]]:
     seconds  of the run; of a shared teacher for each of two students; of the store with its writing, without its reading
     """
     live, whole = seen.forward["live"], seen.weights["live"]
-    rest = max(0.0, seen.seconds - seen.asked * live)
+    rest = seen.seconds - seen.asked * live
 
     def row(place: str, seconds: float, device: int = 0, host: int = 0, disk: int = 0) -> dict[str, Any]:
         return {"place": place, "device": device, "host": host, "disk": disk, "seconds": rest + seconds}
@@ -62,9 +62,10 @@ def prices(seen: Seen, count: int) -> list[dict[str, Any]]:
 
 
 def look(teacher: Module, inputs: tuple[Any, ...], named: dict[str, Any], *, device: torch.device, seconds: float, asked: float,
-         views: int = 0) -> Seen:
+         took: float, views: int = 0) -> Seen:
     """Ask a live teacher about one batch, in each placement that this machine can run. It is offloaded afterwards, or live.
 
+    took   seconds of a live forward in the run; those of the other placements are in proportion
     views  that a store of its answers would hold; of answers that are no logits [batch, classes] there can be none
     """
     with resting(teacher):
@@ -82,6 +83,8 @@ def look(teacher: Module, inputs: tuple[Any, ...], named: dict[str, Any], *, dev
     flat = {what: [t for t in tree_leaves(held) if isinstance(t, Tensor)] for what, held in
             (("asked", (inputs, named)), ("answer", answer))}
     logits = isinstance(answer, Tensor) and answer.ndim == 2
+    took = min(took, seconds / asked)                    # a few noisy steps may make it longer than all of them
+    forward = {place: took * each / forward["live"] for place, each in forward.items()}
     return Seen(seconds=seconds, asked=asked, forward=forward, weights=weights, move=move,
                 batch=sum(t.nbytes for t in flat["asked"]), answer=sum(t.nbytes for t in flat["answer"]),
                 views=views if logits else 0, view=CHECK + codecs.size(CODEC, answer.shape[1]) if logits else 0,
@@ -102,8 +105,13 @@ def _forward(model: Module, inputs: tuple[Any, ...], named: dict[str, Any], devi
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:
-    began = time.perf_counter()
+    began = clock(device)
     call()
+    return clock(device) - began
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter()
