@@ -11,7 +11,7 @@ import torch
 from stillroom.errors import Refused
 
 EXTRAS = {"timm": "vision", "torchvision": "vision", "transformers": "text", "tokenizers": "text", "datasets": "data",
-          "ray": "cluster", "pyarrow": "parquet", "gymnasium": "rl", "minigrid": "rl", "onnx": "export",
+          "ray": "cluster", "pyarrow": "parquet", "accelerate": "offload", "gymnasium": "rl", "minigrid": "rl", "onnx": "export",
           "onnxscript": "export", "onnxruntime": "export"}
 SCHEMAS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

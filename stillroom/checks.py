@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from stillroom.batches import ids, tagged, to_device
 from stillroom.errors import Refused, nearest
-from stillroom.measure.cost import resting
+from stillroom.measure.cost import placed, resting
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.teachers import Teacher
 
@@ -274,8 +274,7 @@ def _width(name: str, net: Module, x: Any) -> int | None:
         return None
     if sum(p.numel() for p in inner.parameters()) > LARGE:
         return None
-    place = next((p.device for p in inner.parameters()), torch.device("cpu"))
-    batch = to_device(x, place)
+    batch = to_device(x, placed(inner))
     try:
         with _undisturbed(), resting(net):
             out = net(batch)

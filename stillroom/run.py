@@ -21,6 +21,8 @@ from stillroom import checkpoint
 from stillroom.batches import batches, to_device
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
+from stillroom.parts.placement import Blocks, ahead
+from stillroom.parts.shared import turn
 from stillroom.progress import Progress
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,6 +80,7 @@ class Run:
         self.seconds = 0.0                           # spent in loops, stops included in nothing
         self._root, self._path = self, ""
         self._loop: _Loop | None = None
+        self._blocks: set[Blocks] = set()            # teachers that answer batches ahead
         self._things: dict[str, Any] = {}            # kept, by name
         self._loops: dict[str, int] = {}             # steps done, by loop
         self._open_loops: set[str] = set()
@@ -134,6 +137,8 @@ class Run:
         done = root._loops.get(key, 0)
         stream = None if data is None or not batch else batches(
             data, batch // parts, start=done * parts, count=(steps - done) * parts, seed=(root.seed, key), workers=root.workers)
+        if stream is not None and root._blocks:
+            stream = ahead(stream, root._blocks, root._autocast)
         outer, self._loop = self._loop, (loop := _Loop(key, steps))
         if done < steps:
             root._progress.begin(key, steps, done)
@@ -141,6 +146,7 @@ class Run:
         for step in range(done, steps):
             self.step, self.progress, loop.step = step, step / steps, step
             for micro in range(parts):
+                began += turn()
                 content = step if stream is None else to_device(next(stream), root.device)
                 loop.micro, loop.moved = micro, set()
                 root._reseed(key, step, micro)
@@ -214,6 +220,7 @@ class Run:
     def place(self, actor: Any) -> Any:
         """An actor on the device: modules in place, tensors as leaves, tuples and lists element by element."""
         if isinstance(actor, Module):
+            self._root._blocks.update(m for m in actor.modules() if isinstance(m, Blocks))
             return self._root._ready(actor)
         if isinstance(actor, Tensor) and actor.device != self.device:
             return actor.detach().to(self.device).requires_grad_(actor.requires_grad)

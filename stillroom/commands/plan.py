@@ -21,9 +21,12 @@ ABOUT = """\
 usage: stillroom plan NAME [the flags of `stillroom run NAME`] [--few 20] [--json]
 
 Takes the first few steps of the run that the same flags would start, and says what the whole of it will need. Writes nothing.
+Beside it, what other places for the teacher's weights would cost (in 8 bits, offloaded, in blocks, shared, stored).
 
   stillroom plan kd --student timm:resnet18 --teacher run:runs/teacher --data folder:images --precision bf16
 """
+PLACED = ("8bit, offload and blocks read --teacher SPEC?place=8bit; store (as fp16, the time with its writing): stillroom cache;",
+          "shared (by two students, each of whom takes this time) is for Python: parts.shared.together")
 
 
 def command(words: Sequence[str]) -> None:
@@ -44,14 +47,19 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
     hours   of all loops: the mean time of steps 2 … `few`, times their number; start: seconds outside loops
     memory  peak bytes: on a GPU what torch allocated there, and of the process in main memory
     disk    bytes of a checkpoint, and of what is made
+    placements  of a live teacher: what other places for its weights would cost, see `measure.prices`
     """
     import time
+    from statistics import median
 
     import torch
 
     from stillroom import job
     from stillroom.checkpoint import state_of
     from stillroom.errors import Refused
+    from stillroom.measure import prices
+    from stillroom.parts.placement import BLOCK
+    from stillroom.parts.teachers import held
     from stillroom.run import Run
 
     if few < 2:
@@ -61,10 +69,15 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
         """Takes the first few steps of every loop, and remembers how many there would be."""
 
         def loop(self, data=None, *, steps: int, batch=None, name: str = "loop", whole: bool = False):
-            loops[self._path + name] = steps
-            return super().loop(data, steps=min(steps, few), batch=batch, name=name, whole=whole)
+            key, before = self._path + name, len(took)
+            loops[key] = steps
+            yield from super().loop(data, steps=min(steps, few), batch=batch, name=name, whole=whole)
+            asks[key] = (len(took) - before) / min(steps, few)
 
     loops: dict[str, int] = {}
+    asks: dict[str, float] = {}      # of a teacher, in a step
+    took: list[float] = []           # seconds of each of its forwards
+    last: dict[str, Any] = {}        # what it is asked about, and when
     ready = job.prepare(chosen)
     options = ready.settings.options
     run = Sampled(**{k: options[k] for k in ("seed", "device", "precision", "accumulate", "compile", "workers")})
@@ -72,20 +85,34 @@ def plan(chosen: Settings, few: int = 20) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(run.device)
     for actor in ready.actors.values():
         if isinstance(actor, torch.nn.Module):
-            actor.drawn = None                           # type: ignore[assignment]  # a plan may be made before the teacher is
+            held(actor)[0].drawn = None                  # type: ignore[assignment]  # a plan may be made before the teacher is
+    teacher: Any = ready.actors.get("teacher")
+    if isinstance(teacher, torch.nn.Module):
+        hooks = [teacher.register_forward_pre_hook(lambda _, x, named: last.update(x=(x, named), at=prices.clock(run.device)),
+                                                   with_kwargs=True),
+                 teacher.register_forward_hook(lambda *_: took.append(prices.clock(run.device) - last["at"]))]
     before, began = _peak(), time.perf_counter()
     made = ready.recipe(run, **ready.actors)
     wall = time.perf_counter() - began
     each = {key: _pace([line for line in run.history if line["loop"] == key]) for key in loops}
-    outside = max(0.0, wall - run.seconds)
-    return {
+    outside, whole = max(0.0, wall - run.seconds), sum(loops[k] * each[k] for k in loops)
+    found = {
         "recipe": chosen.recipe, "data": ready.words, "device": str(run.device), "threads": torch.get_num_threads(),
         "precision": options["precision"], "steps": loops, "seconds_per_step": each, "seconds_outside": outside,
-        "hours": (sum(loops[k] * each[k] for k in loops) + outside) / 3600,
+        "hours": (whole + outside) / 3600,
         "memory": _peak(), "memory_before": before,
         "memory_gpu": torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else 0,
         "checkpoint": _size({k: state_of(v) for k, v in run._things.items()}), "made": _size(state_of(made)),
+        "placements": [],
     }
+    if sum(asks.values()) and "?place=" not in chosen.actors.get("teacher", "").replace("&", "?"):
+        for hook in hooks:
+            hook.remove()
+        with run._autocast():
+            seen = prices.look(teacher, *last["x"], device=run.device, seconds=whole + outside, took=median(took),
+                               asked=sum(loops[k] * asks[k] for k in asks), views=len(ready.actors.get("data", ())))
+        found["placements"] = prices.prices(seen, BLOCK)
+    return found
 
 
 def table(found: dict[str, Any]) -> str:
@@ -98,7 +125,18 @@ def table(found: dict[str, Any]) -> str:
             f"  {'otherwise':<12}{span(found['seconds_outside'])}\n\n"
             f"time      {span(3600 * found['hours'])}\n"
             f"memory    {gpu}{size(found['memory'])} at the peak, of which {size(found['memory_before'])} before the first step\n"
-            f"disk      {size(found['checkpoint'])} for the checkpoint, {size(found['made'])} for what is made")
+            f"disk      {size(found['checkpoint'])} for the checkpoint, {size(found['made'])} for what is made"
+            + _places(found))
+
+
+def _places(found: dict[str, Any]) -> str:
+    """The placements of the teacher in words."""
+    if not found["placements"]:
+        return ""
+    head = f"\n\n{'the teacher':<12}{'on ' + found['device']:>12}{'waiting':>12}{'on disk':>12}{'time':>12}"
+    rows = [f"  {r['place']:<10}" + "".join(f"{size(r[k]):>12}" for k in ("device", "host", "disk")) + f"{span(r['seconds']):>12}"
+            for r in found["placements"]]
+    return "\n".join([head, *rows, *(f"  {line}" for line in PLACED)])
 
 
 def span(seconds: float) -> str:

@@ -126,8 +126,8 @@ def resting(model: Module) -> Iterator[None]:
 
 
 def placed(model: Module) -> torch.device:
-    """Where a model lies: the CPU when it has neither weights nor buffers."""
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    """Where a model takes its inputs: where its weights or buffers lie, the CPU when it has none there."""
+    return next((t.device for t in (*model.parameters(), *model.buffers()) if not t.is_meta), torch.device("cpu"))
 
 
 def samples(shape: Sample, batch: int) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from stillroom.errors import Refused, nearest
-from stillroom.parts.teachers import Cached, Teacher
+from stillroom.parts.teachers import Cached, Teacher, held
 
 
 class Tap:
@@ -30,14 +30,15 @@ class Tap:
     """
 
     def __new__(cls, model: Module | None = None, *_):
-        return super().__new__(Stored if isinstance(_inside(model), Cached) else cls)
+        return super().__new__(Stored if isinstance(held(model)[0], Cached) else cls)
 
     def __init__(self, model: Module, *names: str):
-        known = [name for name, _ in _inside(model).named_modules() if name]
+        network, way = held(model)
+        known = [name for name, _ in network.named_modules() if name]
         if not names:
             raise Refused("a tap needs the name of at least one module", f"known: {', '.join(known)}")
         self.model, self.names = model, names
-        self.places = [f"model.{name}" if isinstance(model, Teacher) else name for name in names]
+        self.places = [way + name for name in names]
         for name in names:
             if name not in known:
                 raise Refused(f"{type(model).__name__} has no module called {name!r}", nearest(name, known))
@@ -53,18 +54,21 @@ class Stored(Tap):
     """What a tap read of a teacher that is now stored. Raises `Refused` for names that the store does not hold."""
 
     def __init__(self, model: Module, *names: str):
-        self.model, self.names = model, _inside(model).held(*names)
+        self.model, self.names = model, held(model)[0].held(*names)
 
     def __call__(self, *inputs: Any, **named: Any) -> tuple[Any, list[Any]]:
         inputs = self.model.scaled(*inputs) if isinstance(self.model, Teacher) else inputs
-        return _inside(self.model).read(self.names, *inputs, **named)
+        return held(self.model)[0].read(self.names, *inputs, **named)
 
 
 class Stages:
     """The feature maps of a timm model, by its own interface. See `stages`."""
 
     def __init__(self, model: Module, which: tuple[int, ...]):
-        inner = _inside(model)
+        inner: Any = model.model if isinstance(model, Teacher) else model
+        if isinstance(inner, Teacher):
+            raise Refused(f"the stages of a teacher placed as {type(inner).__name__} cannot be read: its own forward places it",
+                          "have it live or in 8 bits, or read modules by name: Tap(model, …)")
         if not callable(getattr(inner, "forward_intermediates", None)) or not callable(getattr(inner, "forward_head", None)):
             raise Refused(f"{type(inner).__name__} has no stages of its own to read", "read modules by name: Tap(model, …)")
         self.model, self.inner, self.which = model, inner, list(which) or None
@@ -131,7 +135,7 @@ def hidden(model: Module, *which: int) -> Hidden | Stored:
 def read_by(tap: Any, x: Any) -> tuple[tuple[str, ...], int]:
     """Names under which a store holds what a tap reads, and how many stages or hidden states there are; `x` is a batch."""
     if isinstance(tap, Stored):
-        return tap.names, _inside(tap.model).rows.about["depth"]
+        return tap.names, held(tap.model)[0].rows.about["depth"]
     if isinstance(tap, Tap):
         return tap.names, 0
     if not isinstance(tap, Stages | Hidden):
@@ -150,16 +154,11 @@ def _numbered(kind: str, which: tuple[int, ...], depth: int) -> tuple[str, ...]:
 
 
 def _stored(model: Module, kind: str, which: tuple[int, ...]) -> Stored | None:
-    inner = _inside(model)
+    inner = held(model)[0]
     if not isinstance(inner, Cached):
         return None
     depth = inner.rows.about["depth"]
     return Stored(model, *_numbered(kind, which, depth) if depth else (kind,))
-
-
-def _inside(model: Any) -> Any:
-    """The network that a teacher holds."""
-    return model.model if isinstance(model, Teacher) else model
 
 
 def _listen(model: Module, names: list[str], inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, list[Any]]:

@@ -35,6 +35,14 @@ class Teacher(Module):
         return inputs
 
 
+def held(model: Any) -> tuple[Any, str]:
+    """The network that a teacher holds, or a teacher in a teacher, and the way there: "model." for each."""
+    way = ""
+    while isinstance(model, Teacher):
+        model, way = model.model, way + "model."
+    return model, way
+
+
 class Frozen(Teacher):
     """The given model itself, frozen. `mean`, `std` (per channel): its own input scale, when inputs come in [0, 1]."""
 

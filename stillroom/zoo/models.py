@@ -8,8 +8,9 @@ from torch.nn import Module
 
 from stillroom._compat import package
 from stillroom.errors import Refused
+from stillroom.parts import placement
 from stillroom.zoo import from_files, from_timm, from_torchvision, from_transformers
-from stillroom.zoo.built import Built, Wish, finish
+from stillroom.zoo.built import Built, Wish, finish, head_digest
 from stillroom.zoo.specs import Spec, near, parse
 
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
@@ -26,7 +27,8 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn; options as
     `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
     `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
-    torch's global generator.
+    torch's global generator. A teacher's `?place=8bit`, `offload`, `blocks` or `blocks:N` says where its weights lie
+    (`parts.placement`).
 
     classes     their number, or their names
     size        height and width of the images, or one number for both
@@ -43,8 +45,9 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
         known = "models read " + ", ".join(f"{kind}:…" for kind in KINDS)
         raise Refused(f"{spec!r} names no model", known if asked.kind in KINDS else
                       f"did you mean 'timm:{spec}'? {known}" if not asked.name else near(asked.kind, KINDS) + " " + known)
+    place = str(asked.options.pop("place", "live"))
     if asked.kind == "run":
-        return _made_before(asked.name)
+        return _placed(_made_before(asked.name), place)
     if asked.kind == "store":
         from stillroom.parts.teachers import Cached
 
@@ -57,7 +60,7 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
             raise Refused(f"{what}={value}", "a whole number from 1")
     options = dict(asked.options)
     wish = Wish(number, names, channels, sides, pretrained, options.pop("mean", None), options.pop("std", None))
-    return finish(SOURCES[asked.kind](asked._replace(options=options), wish), wish)
+    return _placed(finish(SOURCES[asked.kind](asked._replace(options=options), wish), wish), place)
 
 
 def rebuild(origin: dict[str, Any]) -> Module:
@@ -90,6 +93,16 @@ def _made_before(folder: str) -> Module:
     if not isinstance(made, Module):
         raise Refused(f"{folder} holds a {type(made).__name__}, no model", "name a folder whose run made a model")
     return made
+
+
+def _placed(net: Any, place: str) -> Module:
+    """The model where its weights should lie; one that was never trained stays known as such."""
+    if place == "live":
+        return net
+    untrained = net.drawn is not None and net.drawn == head_digest(net)
+    net = placement.placed(net, place)
+    net.drawn = head_digest(net) if untrained else None
+    return net
 
 
 def _tuples(value: Any) -> Any:
