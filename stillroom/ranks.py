@@ -1,0 +1,204 @@
+"""Several processes as one run: how they find each other, hold the same weights, average what they learn, and end together.
+
+`torchrun` starts them. Models are never wrapped: PyTorch's own reducer (that of `DistributedDataParallel`) is laid over the
+tensors of an optimiser and told of a backward by `Run.update`. Hooks on `forward`, as `replicate` has them, would miss a method
+that calls `student.features(x)` or a part of the model, and its gradients would stay apart without a word.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _NormBase
+
+from stillroom.errors import Refused
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)       # how long ranks wait for one of them before they give up
+ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timeout", "remote process")
+
+
+class Lost(RuntimeError):
+    """Another rank has ended, or hangs. What was saved before is whole."""
+
+
+# --- who is there ----------------------------------------------------------------------------------------------------
+
+def count() -> int:
+    """How many ranks there are; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among the ranks."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this is the rank that writes, logs and shows."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Meet the other ranks, if torchrun started any; a group that the caller has made is taken as it is."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+
+
+def own(device: torch.device) -> torch.device:
+    """The device of this rank: of several GPUs in a machine its own."""
+    if device.type == "cuda" and device.index is None and count() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+def once(do: Callable[[], T]) -> T:
+    """What `do` gives on the first rank, on all of them; what it refuses there is refused on all."""
+    if count() == 1:
+        return do()
+    said: list[Any] = [None, None]
+    if first():
+        try:
+            said[0] = do()
+        except Refused as refusal:
+            said[1] = str(refusal)
+    dist.broadcast_object_list(said, src=0)
+    if said[1] is not None:
+        raise Refused(said[1])
+    return said[0]
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether an error says that another rank has gone."""
+    return count() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in ENDED)
+
+
+# --- the same on all -------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def equal_(tensors: Iterable[Tensor]) -> None:
+    """Make tensors what they are on the first rank, in place. Raises `Refused` when their shapes differ."""
+    if count() == 1:
+        return
+    found = list({id(t): t for t in tensors}.values())
+    shapes: list[Any] = [None] * count()
+    dist.all_gather_object(shapes, [tuple(t.shape) for t in found])
+    if any(other != shapes[0] for other in shapes):
+        raise Refused("the ranks hold models of different shapes", "build them from the same words and seed on every rank")
+    for t in found:
+        held = t.detach().contiguous()
+        dist.broadcast(held, src=0)
+        t.copy_(held)
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over ranks; `x` itself on one."""
+    if count() > 1:
+        mean_([x := x.detach().clone()])
+    return x
+
+
+@torch.no_grad()
+def mean_(tensors: Sequence[Tensor]) -> None:
+    """Take the mean over ranks of each tensor, in place: in one flat buffer for each type of number."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for t in tensors:
+        kinds.setdefault((t.dtype, t.device), []).append(t)
+    for same in kinds.values():
+        flat = torch.cat([t.reshape(-1) for t in same])
+        dist.all_reduce(flat)
+        flat /= count()
+        parts = flat.split([t.numel() for t in same])
+        torch._foreach_copy_(same, [part.view_as(t) for part, t in zip(parts, same, strict=True)])
+
+
+def mean_of(scalars: dict[str, float]) -> dict[str, float]:
+    """The mean of each scalar over the ranks that have it."""
+    if count() == 1:
+        return scalars
+    said: list[Any] = [None] * count()
+    dist.all_gather_object(said, scalars)
+    names = dict.fromkeys(name for one in said for name in one)
+    own = {name: [one[name] for one in said if name in one] for name in names}
+    return {name: sum(values) / len(values) for name, values in own.items()}
+
+
+def statistics(module: Module) -> list[Tensor]:
+    """Running means and variances of a module's batch norms: each rank sees other samples."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase)]
+    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+
+
+def any_of(wish: bool) -> bool:
+    """Whether one of the ranks says yes."""
+    if count() == 1:
+        return wish
+    said = torch.tensor(int(wish))
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
+class Consent:
+    """Yes or no of all ranks, without waiting: what is asked at the end of a step is answered at the end of the next."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[Any, Tensor] | None = None
+
+    def __call__(self, *wishes: bool) -> list[bool]:
+        """Whether any rank wished it, for each of the wishes of the last call; on one rank, of this."""
+        if count() == 1:
+            return list(wishes)
+        answer = self.answer() or [False] * len(wishes)
+        flags = torch.tensor(wishes, dtype=torch.uint8)
+        self.asked = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
+        return answer
+
+    def answer(self) -> list[bool] | None:
+        """Wait for what was asked last."""
+        if self.asked is None:
+            return None
+        work, flags = self.asked
+        self.asked = None
+        work.wait()
+        return [bool(flag) for flag in flags.tolist()]
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+class Averaged:
+    """PyTorch's reducer over some leaves: their gradients are averaged over the ranks in buckets, while the backward runs."""
+
+    def __init__(self, leaves: Sequence[Tensor]):
+        held = Module()
+        held._parameters.update({str(i): leaf for i, leaf in enumerate(leaves)})  # type: ignore[misc]     # also bare tensors
+        self.ddp = torch.nn.parallel.DistributedDataParallel(        # init_sync would write over weights that a graph has saved
+            held, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True)
+
+    def expect(self, loss: Tensor) -> None:
+        """The next backward is that of this loss: a leaf that it does not reach gets no gradient on this rank."""
+        self.ddp.reducer.prepare_for_backward([loss])
+
+
+@torch.no_grad()
+def average(leaves: Sequence[Tensor]) -> None:
+    """Average gradients that a method has gathered by itself; a leaf without any counts as zero where another rank has some."""
+    used = torch.tensor([float(p.grad is not None) for p in leaves])
+    dist.all_reduce(used)
+    reached = [p for p, ranks in zip(leaves, used.tolist(), strict=True) if ranks]
+    for p in reached:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    mean_([p.grad for p in reached if p.grad is not None])
