@@ -24,10 +24,6 @@ PATIENCE = timedelta(minutes=10)       # how long ranks wait for one of them bef
 ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timeout", "remote process")
 
 
-class Lost(RuntimeError):
-    """Another rank has ended, or hangs. What was saved before is whole."""
-
-
 # --- who is there ----------------------------------------------------------------------------------------------------
 
 def count() -> int:
@@ -83,7 +79,7 @@ def wait() -> None:
 
 
 def lost(error: BaseException | None) -> bool:
-    """Whether an error says that another rank has gone."""
+    """Whether an error says that another rank has gone or does not answer."""
     return count() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in ENDED)
 
 

@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from stillroom import checkpoint, ranks, shards
 from stillroom.batches import batches, to_device
-from stillroom.errors import Refused
+from stillroom.errors import Lost, Refused
 from stillroom.parts.optim import Optimiser
 from stillroom.progress import Progress
 
@@ -280,7 +280,7 @@ class Run:
                 signal.signal(s, handler)
             self._handlers = {}
             if ranks.lost(error):
-                raise ranks.Lost(f"rank {ranks.rank()} waits in vain for another, which has ended or hangs; what was saved is whole"
+                raise Lost(f"rank {ranks.rank()} waits in vain for another, which has ended or hangs; what was saved is whole"
                                  f"{f'. Go on with: stillroom run --resume {self.folder}' if self.folder else ''}") from error
 
     def save(self) -> None:
