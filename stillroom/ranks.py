@@ -7,6 +7,7 @@ that calls `student.features(x)` or a part of the model, and its gradients would
 
 import atexit
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -181,6 +182,7 @@ class Averaged:
     def __init__(self, leaves: Sequence[Tensor]):
         held = Module()
         held._parameters.update({str(i): leaf for i, leaf in enumerate(leaves)})  # type: ignore[misc]     # also bare tensors
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         self.ddp = torch.nn.parallel.DistributedDataParallel(        # init_sync would write over weights that a graph has saved
             held, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True)
 
@@ -192,6 +194,8 @@ class Averaged:
 @torch.no_grad()
 def average(leaves: Sequence[Tensor]) -> None:
     """Average gradients that a method has gathered by itself; a leaf without any counts as zero where another rank has some."""
+    if not leaves:
+        return
     used = torch.tensor([float(p.grad is not None) for p in leaves])
     dist.all_reduce(used)
     reached = [p for p, ranks in zip(leaves, used.tolist(), strict=True) if ranks]

@@ -203,7 +203,7 @@ class Run:
             with torch.autocast(root.device.type, enabled=False) if PRECISIONS[root.precision] else nullcontext():
                 root._backward(opt, opt.scaler.scale(total) if opt.scaler else total, last=loop.micro == root.accumulate - 1)
         elif ranks.count() > 1:
-            ranks.average([p for p in opt.params if not hasattr(p, "in_use")])
+            ranks.average([p for p in opt.params if not shards.piece(p)])
         if loop.micro < root.accumulate - 1:
             return False
         with torch.no_grad():
@@ -313,7 +313,8 @@ class Run:
     def _backward(self, opt: Optimiser, loss: Tensor, last: bool) -> None:
         """Gradients of what `opt` owns and of nothing else; of the last part of a batch, averaged over the ranks."""
         if self.shard:
-            return loss.backward(inputs=shards.leaves(opt.params))
+            loss.backward(inputs=shards.leaves(opt.params))
+            return ranks.average([p for p in opt.params if last and not shards.piece(p)])
         if ranks.count() > 1 and last:
             opt.averaged = opt.averaged or ranks.Averaged(opt.params)
             opt.averaged.expect(loss)

@@ -35,7 +35,8 @@ def shard(module: Module, device: torch.device) -> dict[Tensor, Tensor]:
         for part in unit.modules():
             if isinstance(part, FSDPModule):
                 _gathering(part)
-    module.to(device)                            # buffers, and what has no weights
+    for part in module.modules():                # not module.to(device): it would exchange the pieces under those who hold them
+        part._buffers.update({name: b if b is None else b.to(device) for name, b in part._buffers.items()})
     new = dict(module.named_parameters())
     return {p: new[name] for name, p in old.items() if new[name] is not p}
 
@@ -53,9 +54,14 @@ def frozen(module: Module) -> bool:
     return bool(params) and not any(p.requires_grad for p in params) and not sharded(module)
 
 
+def piece(p: Tensor) -> bool:
+    """Whether a tensor lies in pieces."""
+    return hasattr(p, "full_tensor")
+
+
 def leaves(params: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that a backward must reach so that these parameters get a gradient: of a piece, the whole in use."""
-    found = [getattr(p, "in_use", lambda p=p: p)() for p in params]
+    found = [p.in_use() if piece(p) else p for p in params]     # type: ignore[attr-defined]
     return [p for p in found if p is not None]
 
 

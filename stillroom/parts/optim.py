@@ -30,6 +30,8 @@ class Optimiser:
         """Own other tensors in the place of some: the pieces of a model that was sharded."""
         for group in self.inner.param_groups if pieces else ():
             group["params"] = [pieces.get(p, p) for p in group["params"]]
+            if isinstance(self.inner, torch.optim.SGD):
+                group["fused"] = False                       # torch has no fused SGD for pieces
         self.params = [p for group in self.inner.param_groups for p in group["params"]]
 
     def step(self, progress: float, scaled: bool = True) -> bool | None:
@@ -60,7 +62,10 @@ class Optimiser:
         return {"inner": self.inner.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        fused = [group["fused"] for group in self.inner.param_groups]    # how this machine steps is not the saved run's to say
         self.inner.load_state_dict(state["inner"])
+        for group, own in zip(self.inner.param_groups, fused, strict=True):
+            group["fused"] = own
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 
