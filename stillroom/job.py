@@ -355,9 +355,9 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
          **({"began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cwd": str(Path.cwd())} if fresh else {}))
     try:
         run = Run(folder, seed=options["seed"], device=options["device"], precision=options["precision"],
-                  accumulate=options["accumulate"], compile=options["compile"], shard=options["shard"], save_every=options["save_every"],
-                  watch=judges(job), every=options["every"], trackers=options["trackers"], workers=options["workers"],
-                  show=show, resume=resume)
+                  accumulate=options["accumulate"], compile=options["compile"], shard=options["shard"],
+                  save_every=options["save_every"], watch=judges(job), every=options["every"], trackers=options["trackers"],
+                  workers=options["workers"], show=show, resume=resume)
         made = job.recipe(run, **job.actors)
     except Refused:
         if fresh and ranks.first() and not (folder / "log.jsonl").exists():

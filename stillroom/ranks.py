@@ -7,6 +7,7 @@ that calls `student.features(x)` or a part of the model, and its gradients would
 
 import atexit
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -18,7 +19,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
+from stillroom import shards
 from stillroom.errors import Refused
+from stillroom.parts.optim import Optimiser
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)       # how long ranks wait for one of them before they give up
@@ -49,12 +52,22 @@ def join() -> None:
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
-def own(device: torch.device) -> torch.device:
-    """The device of this rank: of several GPUs in a machine its own."""
-    if device.type == "cuda" and device.index is None and count() > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    return device
+def device(name: str) -> torch.device:
+    """The device by that name; of several GPUs in a machine this rank's own. Raises `Refused`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise Refused(f"device {name!r} is unknown", "auto, cpu, cuda, cuda:1, mps") from error
+    if found.type == "cuda" and found.index is None and count() > 1:
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if (found.index or 0) >= there.get(found.type, 1 + (found.index or 0)):
+        raise Refused(f"device {name!r} is not on this machine", "use device=auto or cpu, or install the PyTorch build for it")
+    if found.type == "cuda" and count() > 1:
+        torch.cuda.set_device(found)
+    return found
 
 
 def once(do: Callable[[], T]) -> T:
@@ -150,31 +163,49 @@ def any_of(wish: bool) -> bool:
 
 
 class Consent:
-    """Yes or no of all ranks, without waiting: what is asked at the end of a step is answered at the end of the next."""
+    """Yes or no of all ranks, without waiting: asked at the end of a step, answered at the end of the next, once a second."""
 
     def __init__(self) -> None:
         self.asked: tuple[Any, Tensor] | None = None
+        self.began, self.steps, self.rest = time.monotonic(), 0, 0       # since the last question; steps until the next
 
     def __call__(self, *wishes: bool) -> list[bool]:
-        """Whether any rank wished it, for each of the wishes of the last call; on one rank, of this."""
+        """At the end of every step: whether any rank wished it when it was asked; on one rank, whether it is wished now."""
         if count() == 1:
             return list(wishes)
-        answer = self.answer() or [False] * len(wishes)
-        flags = torch.tensor(wishes, dtype=torch.uint8)
-        self.asked = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
-        return answer
+        self.steps, self.rest = self.steps + 1, self.rest - 1
+        if self.asked:
+            return self.answer()
+        if self.rest <= 0:
+            took = int(1e6 * (time.monotonic() - self.began) / self.steps)               # microseconds a step
+            flags = torch.tensor([*map(int, wishes), took])
+            self.asked = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
+            self.began, self.steps = time.monotonic(), 0
+        return [False] * len(wishes)
 
-    def answer(self) -> list[bool] | None:
-        """Wait for what was asked last."""
+    def answer(self) -> list[bool]:
+        """What was asked last, when all have said it."""
         if self.asked is None:
-            return None
-        work, flags = self.asked
-        self.asked = None
+            return []
+        (work, flags), self.asked = self.asked, None
         work.wait()
-        return [bool(flag) for flag in flags.tolist()]
+        *wished, took = flags.tolist()
+        self.rest = 1_000_000 // max(took, 10_000)           # of the slowest, so that all ask at the same step
+        return list(map(bool, wished))
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
+
+def backward(opt: Optimiser, loss: Tensor, last: bool) -> None:
+    """Gradients of what `opt` owns and of nothing else; with the last part of a batch, averaged over the ranks."""
+    if any(map(shards.piece, opt.params)):
+        loss.backward(inputs=shards.leaves(opt.params))
+        return average(opt.params) if last else None
+    if last and count() > 1:
+        opt.averaged = opt.averaged or Averaged(opt.params)
+        opt.averaged.expect(loss)
+    loss.backward(inputs=opt.params)
+
 
 class Averaged:
     """PyTorch's reducer over some leaves: their gradients are averaged over the ranks in buckets, while the backward runs."""
@@ -193,7 +224,9 @@ class Averaged:
 
 @torch.no_grad()
 def average(leaves: Sequence[Tensor]) -> None:
-    """Average gradients that a method has gathered by itself; a leaf without any counts as zero where another rank has some."""
+    """Average gradients that nothing has averaged yet, in one flat buffer: those of whole tensors, for pieces come averaged.
+    A leaf without any counts as zero where another rank has some."""
+    leaves = [p for p in leaves if not shards.piece(p)]
     if not leaves:
         return
     used = torch.tensor([float(p.grad is not None) for p in leaves])

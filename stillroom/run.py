@@ -75,7 +75,7 @@ class Run:
         self.folder = Path(folder) if folder else None
         self.seed, self.precision, self.accumulate, self.compile = seed, precision, accumulate, compile
         ranks.join()
-        self.device, self.shard = ranks.own(_device(device)), shard and ranks.count() > 1
+        self.device, self.shard = ranks.device(device), shard and ranks.count() > 1
         if self.shard and precision == "fp16":
             raise Refused("fp16 scales the loss of a whole model, not of one in pieces", "precision bf16, or leave shard out")
         self.workers, self.watch, self.every, self.save_every = workers, dict(watch or {}), every, save_every
@@ -201,9 +201,9 @@ class Run:
                     raise
                 loop.diverged, total = error, total * math.nan       # the mean gradient tells the other ranks
             with torch.autocast(root.device.type, enabled=False) if PRECISIONS[root.precision] else nullcontext():
-                root._backward(opt, opt.scaler.scale(total) if opt.scaler else total, last=loop.micro == root.accumulate - 1)
+                ranks.backward(opt, opt.scaler.scale(total) if opt.scaler else total, last=loop.micro == root.accumulate - 1)
         elif ranks.count() > 1:
-            ranks.average([p for p in opt.params if not shards.piece(p)])
+            ranks.average(opt.params)
         if loop.micro < root.accumulate - 1:
             return False
         with torch.no_grad():
@@ -279,6 +279,8 @@ class Run:
             for s, handler in self._handlers.items():
                 signal.signal(s, handler)
             self._handlers = {}
+            if self.shard and shards.MIXED in str(error):
+                raise Refused("this method calls a part of a model that lies in pieces", "run it without shard") from error
             if ranks.lost(error):
                 raise Lost(f"rank {ranks.rank()} waits in vain for another, which has ended or hangs; what was saved is whole"
                                  f"{f'. Go on with: stillroom run --resume {self.folder}' if self.folder else ''}") from error
@@ -309,16 +311,6 @@ class Run:
 
     def _shard(self, module: Module) -> None:
         self._swapped |= shards.shard(module, self.device)
-
-    def _backward(self, opt: Optimiser, loss: Tensor, last: bool) -> None:
-        """Gradients of what `opt` owns and of nothing else; of the last part of a batch, averaged over the ranks."""
-        if self.shard:
-            loss.backward(inputs=shards.leaves(opt.params))
-            return ranks.average([p for p in opt.params if last and not shards.piece(p)])
-        if ranks.count() > 1 and last:
-            opt.averaged = opt.averaged or ranks.Averaged(opt.params)
-            opt.averaged.expect(loss)
-        loss.backward(inputs=opt.params)
 
     def _autocast(self):
         dtype = PRECISIONS[self.precision]
@@ -363,13 +355,12 @@ class Run:
         self._progress.advance(loop.key, loop.step + 1, loop.shown)
         loop.clear()
         due = self.folder is not None and time.monotonic() - self._saved_at > self.save_every
-        self._saved_at = time.monotonic() if due else self._saved_at
         stop, due = self._consent(self._stop is not None, due)
         if stop or due:
             self.save()
         if stop:
-            raise KeyboardInterrupt(f"{self._stop or 'another rank'} at step {loop.step + 1} of {loop.key!r}; all of it is saved. "
-                                    f"Go on with: stillroom run --resume {self.folder}")
+            raise KeyboardInterrupt(f"{self._stop or 'another rank'} at step {loop.step + 1} of {loop.key!r}; "
+                                    f"all of it is saved. Go on with: stillroom run --resume {self.folder}")
 
     @torch.no_grad()
     def _watched(self) -> dict[str, float]:
@@ -434,19 +425,6 @@ def _finite(terms: Mapping[str, Tensor], loop: _Loop) -> dict[str, float]:
             raise Diverged(f"{loop.key}, step {loop.step}: term {name!r} is {value}\n"
                            "  → lower lr, clip the gradient, or use precision fp32; no weight was moved")
     return dict(zip(terms, values, strict=True))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise Refused(f"device {name!r} is unknown", "auto, cpu, cuda, cuda:1, mps") from error
-    if (device.index or 0) >= count.get(device.type, 1 + (device.index or 0)):
-        raise Refused(f"device {name!r} is not on this machine", "use device=auto or cpu, or install the PyTorch build for it")
-    return device
 
 
 def _trackers(names: tuple[str, ...], folder: Path | None) -> list[Any]:

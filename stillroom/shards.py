@@ -19,8 +19,8 @@ MIXED = "mixed torch.Tensor and DTensor"       # what torch says when a piece is
 def shard(module: Module, device: torch.device) -> dict[Tensor, Tensor]:
     """Leave on every rank its piece of each weight, in place. Returns the new parameter for each old one.
 
-    What is gathered at once are the blocks: modules of one class in a list or a row. A row of modules is sharded module by module,
-    and a teacher where its model is, so that a method may call these by themselves. A model's own methods that take an input
+    What is gathered at once are the blocks: modules of one class in a list or a row. A row of modules is sharded one by one, and a
+    teacher where its model is, so that a method may call these by themselves. A model's own methods that take an input
     (`features(x)`) gather it like a forward. Raises `Refused` for a part of a model that is sharded already.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -28,7 +28,7 @@ def shard(module: Module, device: torch.device) -> dict[Tensor, Tensor]:
     old = dict(module.named_parameters())
     for unit in list(_units(module)):
         if sharded(unit):
-            raise Refused(f"{type(unit).__name__} holds a part of a model that is sharded already", "run this method without shard")
+            raise Refused(f"{type(unit).__name__} holds a part of a model that is sharded already", "run it without shard")
         for block in _blocks(unit):
             fully_shard(block, mesh=_mesh(device.type), reshard_after_forward=True)
         fully_shard(unit, mesh=_mesh(device.type), reshard_after_forward=True)
