@@ -25,7 +25,7 @@ from stillroom.parts.optim import Optimiser
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)       # how long ranks wait for one of them before they give up
-ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timeout", "remote process")
+ENDED = ("/gloo/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "collective operation timeout")
 
 
 # --- who is there ----------------------------------------------------------------------------------------------------
@@ -94,7 +94,8 @@ def wait() -> None:
 
 def lost(error: BaseException | None) -> bool:
     """Whether an error says that another rank has gone or does not answer."""
-    return count() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in ENDED)
+    said = isinstance(error, RuntimeError) and any(word in str(error) for word in ENDED)
+    return count() > 1 and (said or isinstance(error, dist.DistBackendError | dist.DistNetworkError))
 
 
 # --- the same on all -------------------------------------------------------------------------------------------------
@@ -198,10 +199,12 @@ class Consent:
 
 def backward(opt: Optimiser, loss: Tensor, last: bool) -> None:
     """Gradients of what `opt` owns and of nothing else; with the last part of a batch, averaged over the ranks."""
+    if count() == 1:
+        return loss.backward(inputs=opt.params)
     if any(map(shards.piece, opt.params)):
         loss.backward(inputs=shards.leaves(opt.params))
         return average(opt.params) if last else None
-    if last and count() > 1:
+    if last:
         opt.averaged = opt.averaged or Averaged(opt.params)
         opt.averaged.expect(loss)
     loss.backward(inputs=opt.params)
@@ -211,8 +214,9 @@ class Averaged:
     """PyTorch's reducer over some leaves: their gradients are averaged over the ranks in buckets, while the backward runs."""
 
     def __init__(self, leaves: Sequence[Tensor]):
-        held = Module()
-        held._parameters.update({str(i): leaf for i, leaf in enumerate(leaves)})  # type: ignore[misc]     # also bare tensors
+        never = torch.zeros(1, device=leaves[0].device, requires_grad=True)      # by any loss: torch would warn that all are used
+        held, named = Module(), dict(zip(map(str, range(len(leaves) + 1)), [never, *leaves], strict=True))
+        held._parameters.update(named)           # type: ignore[arg-type]     # bare tensors, too, which a module would not register
         warnings.filterwarnings("ignore", "Grad strides do not match")
         self.ddp = torch.nn.parallel.DistributedDataParallel(        # init_sync would write over weights that a graph has saved
             held, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True)

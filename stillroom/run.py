@@ -76,8 +76,8 @@ class Run:
         self.seed, self.precision, self.accumulate, self.compile = seed, precision, accumulate, compile
         ranks.join()
         self.device, self.shard = ranks.device(device), shard and ranks.count() > 1
-        if self.shard and precision == "fp16":
-            raise Refused("fp16 scales the loss of a whole model, not of one in pieces", "precision bf16, or leave shard out")
+        if self.shard:
+            shards.possible(precision)
         self.workers, self.watch, self.every, self.save_every = workers, dict(watch or {}), every, save_every
         self.step, self.progress = 0, 0.0
         self.history: list[dict[str, Any]] = []      # every line of the log

@@ -16,10 +16,20 @@ BOXES = (Sequential, ModuleList, ModuleDict)
 MIXED = "mixed torch.Tensor and DTensor"       # what torch says when a piece is used as if it were the whole
 
 
+def possible(precision: str) -> None:
+    """Raises `Refused` where models cannot lie in pieces."""
+    import torch.distributed.checkpoint as files
+
+    if precision == "fp16":
+        raise Refused("fp16 scales the loss of a whole model, not of one in pieces", "precision bf16, or leave shard out")
+    if not hasattr(files, "HuggingFaceStorageWriter"):
+        raise Refused(f"torch {torch.__version__} cannot write models in pieces without pickle", "torch 2.9 or newer")
+
+
 def shard(module: Module, device: torch.device) -> dict[Tensor, Tensor]:
     """Leave on every rank its piece of each weight, in place. Returns the new parameter for each old one.
 
-    What is gathered at once are the blocks: modules of one class in a list or a row. A row of modules is sharded one by one, and a
+    What is gathered at once are the blocks: modules of one class in a list or a row. A row of modules is sharded one by one, a
     teacher where its model is, so that a method may call these by themselves. A model's own methods that take an input
     (`features(x)`) gather it like a forward. Raises `Refused` for a part of a model that is sharded already.
     """

@@ -170,6 +170,8 @@ def all_at_once(folder):
     came["kept"] = [apart.weight.detach(), t]
     came["shapes"] = said_of(lambda: Run().keep(net=nn.Linear(3, 2 + ranks.rank())))
     came["mean"] = run.mean(torch.tensor([float(ranks.rank())]))
+    came["twice"] = said_of(lambda: (run := Run(shard=True)).keep(a=(one := net()), b=Holder(one)) or run)
+    came["part"] = said_of(lambda: part_alone(Run(shard=True)))
     (run := Run(shard=True)).place(given := nn.Linear(6, 6).requires_grad_(False))
     came["frozen"] = sum(p.to_local().numel() for p in given.parameters()), Frozen(given)(torch.ones(1, 6)).shape
     return came
@@ -185,6 +187,18 @@ def said_of(do):
     except (Refused, Diverged) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+class Holder(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(1, 1)
+
+
+def part_alone(run):
+    with run:
+        run.keep(student=(student := net()))
+        student.last(torch.ones(2, 3))
 
 
 def nan_on_one(run):
@@ -396,6 +410,12 @@ def test_a_batch_that_cannot_be_shared_and_fp16_in_pieces_are_refused_with_the_r
     assert "bf16" in came[1]["fp16"]
 
 
+def test_what_pieces_do_not_allow_is_refused_with_the_remedy(came):
+    for said in came[:2]:
+        assert "Holder holds a part of a model that is sharded already" in said["twice"] and "without shard" in said["twice"]
+        assert "calls a part of a model that lies in pieces" in said["part"]
+
+
 def test_a_frozen_teacher_lies_in_pieces(came):
     assert [said["frozen"][0] for said in came[:2]] == [21, 21] and came[0]["frozen"][1] == (1, 6)
 
@@ -404,7 +424,8 @@ def test_a_frozen_teacher_lies_in_pieces(came):
 
 def torchrun(*words, **env):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen([*start, *map(str, words)], env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen([*start, *map(str, words)], env=os.environ | env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
@@ -412,6 +433,7 @@ def test_a_killed_rank_ends_the_others_within_a_minute_and_the_run_goes_on(tmp_p
     began = time.monotonic()
     out, _ = torchrun(__file__, "long", tmp_path, DIE="1").communicate(timeout=100)
     assert time.monotonic() - began < 60 and "Signal 9 (SIGKILL)" in out
+    assert "rank 0 waits in vain for another" in out, out[-3000:]
     before = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["loops"]["loop"]
     child = torchrun(__file__, "long", tmp_path)
     try:
