@@ -127,7 +127,7 @@ def mean(x: Tensor) -> Tensor:
 def mean_(tensors: Sequence[Tensor]) -> None:
     """Take the mean over ranks of each tensor, in place: in one flat buffer for each type of number."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for t in tensors:
+    for t in tensors if count() > 1 else ():
         kinds.setdefault((t.dtype, t.device), []).append(t)
     for same in kinds.values():
         flat = torch.cat([t.reshape(-1) for t in same])
@@ -148,10 +148,11 @@ def mean_of(scalars: dict[str, float]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in own.items()}
 
 
-def statistics(module: Module) -> list[Tensor]:
-    """Running means and variances of a module's batch norms: each rank sees other samples."""
+def statistics(module: Module) -> tuple[list[Tensor], bool]:
+    """Running means and variances of a module's batch norms, of which each rank sees other samples; whether they are read while
+    others learn. As they are means, it is one and the same to average them after every step or once before they are read."""
     norms = [m for m in module.modules() if isinstance(m, _NormBase)]
-    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None], not all(m.training for m in norms)
 
 
 def any_of(wish: bool) -> bool:

@@ -90,7 +90,8 @@ class Run:
         self._casting = ExitStack()
         self._progress = Progress(show and ranks.first())
         self._consent = ranks.Consent()
-        self._statistics: list[Tensor] = []          # of batch norms: alike on all ranks after every step
+        self._statistics: list[Tensor] = []          # of batch norms, to be averaged over the ranks
+        self._resting = False                        # a teacher reads them in every step
         self._swapped: dict[Tensor, Tensor] = {}     # the piece that stands for a parameter
         self._actors: list[Module] = []              # placed; those that do not learn are sharded before the first step
         self._stop: str | None = None
@@ -115,7 +116,8 @@ class Run:
                 root._ready(thing).train()
                 if root.shard:
                     root._shard(thing)
-                root._statistics += ranks.statistics(thing)
+                found, resting = ranks.statistics(thing)
+                root._statistics, root._resting = root._statistics + found, root._resting or resting
             elif isinstance(thing, Optimiser):
                 thing.swap(root._swapped)
                 thing.scaler = torch.amp.GradScaler(root.device.type) if root.precision == "fp16" else None
@@ -289,6 +291,7 @@ class Run:
         """Write the checkpoint of everything kept."""
         assert self.folder is not None
         log = self.folder / "log.jsonl"
+        ranks.mean_(self._statistics)
         things = {**self._restored, **{k: checkpoint.state_of(v) for k, v in self._things.items()}}
         if self.shard:
             things = checkpoint.write_pieces(self.folder, things)
@@ -337,10 +340,10 @@ class Run:
         opt.checked = True
 
     def _end_of_step(self, loop: "_Loop") -> None:
-        if ranks.count() > 1 and self._statistics:
-            ranks.mean_(self._statistics)
         last = loop.step + 1 == loop.steps
         watched = bool(self.watch) and (last or (loop.step + 1) % self.every == 0)
+        if self._resting or watched or last:
+            ranks.mean_(self._statistics)
         if watched:
             loop.note(self._watched())
         if last or watched or loop.step % max(1, loop.steps // 200) == 0:
