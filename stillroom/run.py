@@ -281,8 +281,8 @@ class Run:
             for s, handler in self._handlers.items():
                 signal.signal(s, handler)
             self._handlers = {}
-            if self.shard and shards.MIXED in str(error):
-                raise Refused("this method calls a part of a model that lies in pieces", "run it without shard") from error
+            if self.shard and any(word in str(error) for word in shards.WHOLE):
+                raise Refused("this method calls or copies a part of a model that lies in pieces", "leave shard out") from error
             if ranks.lost(error):
                 raise Lost(f"rank {ranks.rank()} waits in vain for another, which has ended or hangs; what was saved is whole"
                                  f"{f'. Go on with: stillroom run --resume {self.folder}' if self.folder else ''}") from error
@@ -304,7 +304,7 @@ class Run:
     # --- plumbing ----------------------------------------------------------------------------------------------
 
     def _ready(self, module: Module) -> Module:
-        if self.shard and shards.frozen(module):
+        if self.shard and shards.frozen(module, shards.LARGE):
             self._shard(module)                  # from where it lies: no device has to hold it whole
         elif not self.shard or not shards.sharded(module):
             ranks.equal_([*module.to(self.device).parameters(), *module.buffers()])

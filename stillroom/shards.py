@@ -13,7 +13,8 @@ from stillroom.errors import Refused
 from stillroom.parts.teachers import Teacher
 
 BOXES = (Sequential, ModuleList, ModuleDict)
-MIXED = "mixed torch.Tensor and DTensor"       # what torch says when a piece is used as if it were the whole
+WHOLE = ("mixed torch.Tensor and DTensor", "FSDP does not support deepcopy")       # torch, when a piece is taken for the whole
+LARGE = 10**9        # weights from which a model is sharded before its device has held it
 
 
 def possible(precision: str) -> None:
@@ -58,10 +59,10 @@ def sharded(module: Module) -> bool:
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
-def frozen(module: Module) -> bool:
-    """Whether a module is whole and has weights, of which none learns."""
+def frozen(module: Module, least: int = 1) -> bool:
+    """Whether a module is whole and has weights, `least` of them, of which none learns."""
     params = list(module.parameters())
-    return bool(params) and not any(p.requires_grad for p in params) and not sharded(module)
+    return sum(p.numel() for p in params) >= least and not any(p.requires_grad for p in params) and not sharded(module)
 
 
 def piece(p: Tensor) -> bool:

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stillroom import Run, ranks
+from stillroom import Run, ranks, shards
 from stillroom.errors import Refused
 from stillroom.parts import optim
 from stillroom.parts.teachers import Ema, Frozen
@@ -172,6 +172,7 @@ def all_at_once(folder):
     came["mean"] = run.mean(torch.tensor([float(ranks.rank())]))
     came["twice"] = said_of(lambda: (run := Run(shard=True)).keep(a=(one := net()), b=Holder(one)) or run)
     came["part"] = said_of(lambda: part_alone(Run(shard=True)))
+    shards.LARGE = 10
     (run := Run(shard=True)).place(given := nn.Linear(6, 6).requires_grad_(False))
     came["frozen"] = sum(p.to_local().numel() for p in given.parameters()), Frozen(given)(torch.ones(1, 6)).shape
     return came
@@ -413,10 +414,10 @@ def test_a_batch_that_cannot_be_shared_and_fp16_in_pieces_are_refused_with_the_r
 def test_what_pieces_do_not_allow_is_refused_with_the_remedy(came):
     for said in came[:2]:
         assert "Holder holds a part of a model that is sharded already" in said["twice"] and "without shard" in said["twice"]
-        assert "calls a part of a model that lies in pieces" in said["part"]
+        assert "calls or copies a part of a model that lies in pieces" in said["part"]
 
 
-def test_a_frozen_teacher_lies_in_pieces(came):
+def test_a_large_frozen_teacher_lies_in_pieces_as_soon_as_it_is_placed(came):
     assert [said["frozen"][0] for said in came[:2]] == [21, 21] and came[0]["frozen"][1] == (1, 6)
 
 
