@@ -1,5 +1,7 @@
-"""`python -m stillroom` is `stillroom`."""
+"""`python -m stillroom …` is `stillroom …`, and so is `torchrun -m stillroom run …` on every rank."""
+
+import sys
 
 from stillroom.cli import main
 
-raise SystemExit(main())
+sys.exit(main())

@@ -12,16 +12,16 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 
-def batches(data, batch: int, *, start: int, count: int, seed: tuple, workers: int = 0) -> Iterator[Any]:
-    """`count` batches of `batch` samples from batch number `start` on: a pass over the data is a permutation of it,
-    computed from (seed, number of the pass); passes follow each other without a gap or a short batch."""
+def batches(data, batch: int, *, start: int, count: int, seed: tuple, every: int = 1, workers: int = 0) -> Iterator[Any]:
+    """`count` batches of `batch` samples from batch number `start` on, every `every`-th of them: a pass over the data is a
+    permutation of it, computed from (seed, number of the pass); passes follow each other without a gap or a short batch."""
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         from stillroom.errors import Refused
 
         raise Refused("this data set has no length or cannot be indexed",
                       "give a map-style data set: an exact resume needs len() and [i]")
     known = getattr(data, "numbered", None) or (ids(data),)
-    keys = (positions(len(data), batch, n, seed) for n in range(start, start + count))
+    keys = (positions(len(data), batch, n, seed) for n in range(start, start + count * every, every))
     if isinstance(data, TensorDataset):
         return (_numbered(tuple(t[index] for t in data.tensors), known, index) for _, index in keys)
     keyed, again = tee(keys)

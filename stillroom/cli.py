@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stillroom import __version__
-from stillroom.errors import Refused, nearest
+from stillroom.errors import Lost, Refused, nearest
 
 HERE = Path(__file__).parent / "commands"
 ORDER = ("list", "show", "cite", "try", "run", "teach", "cache", "compare", "plan", "measure", "export", "prove", "completion")
@@ -23,12 +23,13 @@ EXAMPLES = """\
   stillroom export runs/small --onnx      the file to ship, checked against PyTorch
 """
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-FINE, BUG, REFUSED, DIVERGED, STOPPED = 0, 1, 2, 3, 130
+FINE, BUG, REFUSED, DIVERGED, LOST, STOPPED = 0, 1, 2, 3, 4, 130
+TOGETHER = ("run", "teach")      # commands that several ranks carry out as one
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when all is well, 1 when a proof does not hold, 2 for bad input, 3 when a run diverged,
-    130 when it was stopped."""
+    4 when another rank was lost, 130 when it was stopped."""
     words = list(sys.argv[1:] if words is None else words)
     try:
         return _run(words)
@@ -36,6 +37,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return _say(f"stillroom: {error}", REFUSED)
     except FloatingPointError as error:          # run.Diverged, without importing torch to name it
         return _say(f"stillroom: diverged: {error}", DIVERGED)
+    except Lost as error:
+        return _say(f"stillroom: {error}", LOST)
     except KeyboardInterrupt as stop:
         return _say(f"stillroom: stopped{f': {stop}' if str(stop) else ''}".replace("stopped: stopped", "stopped"), STOPPED)
     except BrokenPipeError:                      # `stillroom list | head`
@@ -68,6 +71,8 @@ def _run(words: list[str]) -> int:
     name, rest = words[0].replace("-", "_"), words[1:]
     if not (HERE / f"{name}.py").exists() or name.startswith("_"):
         raise Refused(f"there is no command {words[0]!r}", nearest(words[0], commands()))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and name not in TOGETHER:
+        raise Refused(f"{words[0]} is the work of one process", f"leave torchrun out; it starts {' and '.join(TOGETHER)}")
     module = import_module(f"stillroom.commands.{name}")
     if hasattr(module, "command"):
         result = module.command(rest)
@@ -89,7 +94,7 @@ def usage() -> str:
             "models   timm:NAME  torchvision:NAME  hf:NAME_OR_FOLDER  file:PATH.py:function  run:FOLDER  small:mlp  small:cnn\n"
             "teachers the same, store:FOLDER, and where answers will do oracle:URL#MODEL  oracle:file:PATH.py:function\n"
             "data     digits  folder:PATH  hf:NAME_OR_FOLDER  npz:PATH  file:PATH.py:function\n"
-            "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 130 stopped")
+            "exit     0 fine, 1 a proof does not hold, 2 bad input, 3 diverged, 4 a rank was lost, 130 stopped")
 
 
 def _short(error: BaseException) -> str:
@@ -107,7 +112,8 @@ def _short(error: BaseException) -> str:
 
 
 def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    print(f"rank {os.environ['RANK']}: {text}" if several else text, file=sys.stderr, flush=True)
     return code
 
 

@@ -1,4 +1,4 @@
-"""The one error a user should meet: what is wrong, and the remedy."""
+"""The errors a user should meet: what is wrong, and the remedy."""
 
 
 class Refused(ValueError):
@@ -6,6 +6,10 @@ class Refused(ValueError):
 
     def __init__(self, wrong: str, remedy: str = ""):
         super().__init__(f"{wrong}\n  → {remedy}" if remedy else wrong)
+
+
+class Lost(RuntimeError):
+    """Another rank has ended, or hangs. What was saved before is whole."""
 
 
 def nearest(word: str, known) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Subset
 
-from stillroom import recipe, saved, settings, status, zoo
+from stillroom import ranks, recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
 from stillroom.batches import to_device, whole
 from stillroom.errors import Refused
@@ -305,8 +305,10 @@ def new_folder(name: str, wanted: str) -> Path:
 
 
 def note(folder: Path, **facts: Any) -> dict[str, Any]:
-    """Add facts to the folder's run.json, atomically; returns all of them."""
+    """Add facts to the folder's run.json, atomically, on the first rank; returns all of them."""
     file = folder / "run.json"
+    if not ranks.first():
+        return facts
     content = {**(json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}), **facts}
     new = file.with_suffix(".new")
     new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -338,12 +340,12 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
 
     Raises `Refused` before any step, `Diverged` or `KeyboardInterrupt` out of one; run.json then says so.
     """
-    fresh = not (folder / "run.json").exists()
-    resume = (folder / "checkpoint.pt").exists()
-    if not resume:
-        (folder / "log.jsonl").unlink(missing_ok=True)        # lines of a run that was stopped before it could save
+    fresh, resume = ranks.once(lambda: (not (folder / "run.json").exists(), (folder / "checkpoint.pt").exists()))
     options, began = job.settings.options, time.perf_counter()
-    (folder / "settings.yaml").write_text(settings.write(job.settings), encoding="utf-8")
+    if ranks.first():
+        if not resume:
+            (folder / "log.jsonl").unlink(missing_ok=True)    # lines of a run that was stopped before it could save
+        (folder / "settings.yaml").write_text(settings.write(job.settings), encoding="utf-8")
     note(folder, recipe=job.settings.recipe, state="running", actors=job.settings.actors, fields=job.settings.fields,
          options=options, data={"words": job.words, "fingerprint": job.fingerprint, "shape": job.shape},
          versions=status.versions(), trial=job.cast is not None, threads=torch.get_num_threads(),
@@ -351,12 +353,12 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
          **({"began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cwd": str(Path.cwd())} if fresh else {}))
     try:
         run = Run(folder, seed=options["seed"], device=options["device"], precision=options["precision"],
-                  accumulate=options["accumulate"], compile=options["compile"], save_every=options["save_every"],
-                  watch=judges(job), every=options["every"], trackers=options["trackers"], workers=options["workers"],
-                  show=show, resume=resume)
+                  accumulate=options["accumulate"], compile=options["compile"], shard=options["shard"],
+                  save_every=options["save_every"], watch=judges(job), every=options["every"], trackers=options["trackers"],
+                  workers=options["workers"], show=show, resume=resume)
         made = job.recipe(run, **job.actors)
     except Refused:
-        if fresh and not (folder / "log.jsonl").exists():
+        if fresh and ranks.first() and not (folder / "log.jsonl").exists():
             shutil.rmtree(folder)                             # nothing was begun: leave nothing behind
         raise
     except KeyboardInterrupt:
@@ -370,6 +372,7 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
     except BaseException as error:
         note(folder, state="failed", error=f"{type(error).__name__}: {error}")
         raise
-    saved.save(made, folder, origin=getattr(made, "origin", None), classes=job.classes, shape=job.shape)
+    if ranks.first():
+        saved.save(made, folder, origin=getattr(made, "origin", None), classes=job.classes, shape=job.shape)
     return note(folder, state="finished", device=str(run.device), seconds={"steps": round(run.seconds, 3),
                 "all": round(time.perf_counter() - began, 3)}, result=result(job, made))

@@ -17,6 +17,7 @@ OPTIONS = [
     Field("precision", "Literal['fp32', 'bf16', 'fp16']", "fp32", "of the step; weights stay fp32"),
     Field("accumulate", "int", 1, "micro-batches per update"),
     Field("compile", "bool", False, "torch.compile every actor"),
+    Field("shard", "bool", False, "under torchrun: models in pieces over the ranks, not a copy on each"),
     Field("save_every", "float", 300.0, "seconds between checkpoints"),
     Field("watch", "tuple[Literal['accuracy', 'loss'], ...]", (), "measured on the validation split during training"),
     Field("every", "int", 200, "steps between two watches"),

@@ -20,7 +20,7 @@ EXTRA = [
     Field("quiet", "bool", False, "no progress"),
     Field("proof", "bool", True, "on its own trial: make what the recipe must beat, too, which may take longer than the run"),
 ]
-MACHINE = ("device", "workers", "save_every", "compile", "trackers")      # what may change when a run goes on
+MACHINE = ("device", "workers", "save_every", "compile", "shard", "trackers")      # what may change when a run goes on
 ABOUT = """\
 usage: stillroom run NAME [--student SPEC --teacher SPEC --data SPEC …] [--FIELD VALUE …] [--OPTION VALUE …]
        stillroom run --resume FOLDER
@@ -70,21 +70,25 @@ def about(name: str) -> str:
 
 def begin(chosen: Settings, *, folder: str, quiet: bool, proof: bool = True) -> None:
     """A new run."""
-    from stillroom import job
+    from stillroom import job, ranks
 
+    ranks.join()
     ready = job.prepare(chosen)
-    if ready.cast is not None:
+    if not ranks.first():
+        pass
+    elif ready.cast is not None:
         flags = " ".join(f"--{a.name.replace('_', '-')} …" for a in settings.signature(chosen.recipe)[0])
         print(f"{chosen.recipe} on its own trial: {ready.words}. On yours: {flags}")
     else:
         print(f"{chosen.recipe} on {ready.words}")
-    finish(ready, job.new_folder(chosen.recipe, folder), quiet, proof)
+    finish(ready, ranks.once(lambda: job.new_folder(chosen.recipe, folder)), quiet, proof)
 
 
 def resume(words: list[str]) -> None:
     """Go on with a run that was stopped; only what belongs to the machine may be changed."""
-    from stillroom import job
+    from stillroom import job, ranks
 
+    ranks.join()
     folder = Path(settings.value_of("--resume", words))
     said = job.facts(folder)
     if said["state"] == "finished":
@@ -108,9 +112,11 @@ def resume(words: list[str]) -> None:
 
 def finish(ready: "Job", folder: Path, quiet: bool, proof: bool) -> None:
     """Carry the job out and say what came of it."""
-    from stillroom import job, report
+    from stillroom import job, ranks, report
 
     said = job.carry_out(ready if proof else replace(ready, proof=None), folder, show=not quiet)
+    if not ranks.first():
+        return
     print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s")
     print(f"its page: {report.page(folder)}")
     if (folder / "student.json").exists():

@@ -84,10 +84,10 @@ def look(teacher: Module, inputs: tuple[Any, ...], named: dict[str, Any], *, dev
     logits = isinstance(answer, Tensor) and answer.ndim == 2
     took = min(took, seconds / asked)                    # a few noisy steps may make it longer than all of them
     forward = {place: took * each / forward["live"] for place, each in forward.items()}
+    row = Layout((Output(CODEC, tuple(answer.shape[1:]), False),), ()) if logits else None
     return Seen(seconds=seconds, asked=asked, forward=forward, weights=weights, move=move,
                 batch=sum(t.nbytes for t in flat["asked"]), answer=sum(t.nbytes for t in flat["answer"]),
-                views=views if logits else 0, view=Layout((Output(CODEC, tuple(answer.shape[1:]), False),), ()).bytes if logits else 0,
-                passes=views / len(flat["asked"][0]))
+                views=views if row else 0, view=row.bytes if row else 0, passes=views / len(flat["asked"][0]))
 
 
 def visiting(model: Module) -> int:

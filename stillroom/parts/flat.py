@@ -9,7 +9,9 @@ from stillroom.errors import Refused
 
 
 def flatten(model: Module) -> Tensor:
-    """All parameters in order, copied into one vector [weights]."""
+    """All parameters in order, copied into one vector [weights]. Raises `Refused` for a network in pieces over the ranks."""
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise Refused("this method takes a network's weights as one vector, and they lie in pieces", "run it without shard")
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 

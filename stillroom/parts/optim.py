@@ -24,6 +24,15 @@ class Optimiser:
         self.decayed = [group.get("weight_decay", 0.0) != 0.0 for group in inner.param_groups]
         self.scaler: torch.amp.GradScaler | None = None     # set by Run under fp16
         self.checked = False                                # set by Run: all of it is kept
+        self.averaged: Any = None                           # set by Run on several ranks: what averages the gradients
+
+    def swap(self, pieces: Mapping[Tensor, Tensor]) -> None:
+        """Own other tensors in the place of some: the pieces of a model that was sharded."""
+        for group in self.inner.param_groups if pieces else ():
+            group["params"] = [pieces.get(p, p) for p in group["params"]]
+            if isinstance(self.inner, torch.optim.SGD):
+                group["fused"] = False                       # torch has no fused SGD for pieces
+        self.params = [p for group in self.inner.param_groups for p in group["params"]]
 
     def step(self, progress: float, scaled: bool = True) -> bool | None:
         """Step on the gathered gradients and drop them. True: moved; False: fp16 overflow, skipped; None: gradient not finite.
@@ -37,7 +46,8 @@ class Optimiser:
         if scaler:
             scaler.unscale_(self.inner)
         grads = [p.grad for p in self.params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm: Any = torch.nn.utils.get_total_norm(grads)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm      # of pieces: over all ranks
         finite = bool(norm.isfinite())
         if finite and self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.clip, norm)
@@ -52,7 +62,10 @@ class Optimiser:
         return {"inner": self.inner.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        fused = [group["fused"] for group in self.inner.param_groups]    # how this machine steps is not the saved run's to say
         self.inner.load_state_dict(state["inner"])
+        for group, own in zip(self.inner.param_groups, fused, strict=True):
+            group["fused"] = own
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 

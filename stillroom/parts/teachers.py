@@ -267,7 +267,7 @@ def _write(file: Path, path: Sequence[Tensor]) -> None:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
+    new = file.with_suffix(f".new{os.getpid()}")                 # several ranks may write the same
     save_file({"weights": torch.stack(list(path))}, new)         # [moments, weights]
     with open(new, "rb+") as written:
         os.fsync(written.fileno())

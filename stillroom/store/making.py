@@ -7,7 +7,7 @@ from typing import Any
 from stillroom import checks, job, zoo
 from stillroom.errors import Refused
 from stillroom.measure import cost
-from stillroom.run import _device
+from stillroom.ranks import device as named
 from stillroom.store import origin, reading
 from stillroom.store.on_ray import write_on_ray
 from stillroom.store.writing import SAMPLES, write
@@ -29,7 +29,7 @@ def make(folder: str | Path, words: dict[str, Any], *, codec: str, batch: int, d
     if words["views"] > 1 and not origin.differs(words):
         raise Refused(f"--views {words['views']} of each sample would all be the same",
                       "say how they differ: --augment crops flip, --mixup 0.2, --cutmix 1")
-    place = str(_device(device))
+    place = str(named(device))
     known, context = job.read(words["data"], words)
     train, test, sample = origin.shown(words, known["train"]), known["test"], job.sample_of(known["test"])
     teacher = zoo.actor("Module", words["teacher"], **context, pretrained=words["pretrained"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset
 
+from stillroom import ranks
 from stillroom.batches import number
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
@@ -123,7 +124,10 @@ def asked(folder: Path | None, teacher: Module, views: Any, codec: str, device: 
     if isinstance(teacher, Cached):
         return teacher
     home = None if folder else TemporaryDirectory(prefix="stillroom-")
-    told = Cached(write(folder or home.name, teacher, views, codec=codec, device=str(device)))      # type: ignore[union-attr]
+
+    def ask() -> str:
+        return str(write(folder or home.name, teacher, views, codec=codec, device=str(device)))     # type: ignore[union-attr]
+    told = Cached(ranks.once(ask) if folder else ask())
     told.home = home     # type: ignore[assignment]          # deleted together with it
     return told
 
