@@ -78,7 +78,7 @@ def test_list_knows_every_recipe(capsys):
     _, out, _ = say(capsys, "list")
     assert len(out.splitlines()) == 1 + len(recipe.names())
     row = next(line for line in out.splitlines() if " kd " in line)
-    assert row.split()[0] == "classification" and "Distilling the Knowledge" in row and status.status("kd") in row
+    assert row.split()[0] == "classification" and "KD: Distilling" in row and status.status("kd") in row
     _, out, _ = say(capsys, "list", "--json")
     assert {(r["name"], r["family"]) for r in json.loads(out)} == {(n, recipe.card(n).family) for n in recipe.names()}
     assert say(capsys, "list", "--names")[1].split() == [r["name"] for r in json.loads(out)]

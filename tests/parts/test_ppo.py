@@ -275,7 +275,7 @@ def test_the_losses_are_those_of_schulman_et_al_2017():
         uncertain -= sum(q * math.log(q) for q in p.tolist()) / 12
     assert 0 < clipped < 12
     assert found["policy"].item() == pytest.approx(-float(surrogate), rel=1e-4)
-    assert found["value"].item() == pytest.approx(0.7 * float(error), rel=1e-4)
+    assert found["value"].item() == pytest.approx(0.7 * float(error.detach()), rel=1e-4)
     assert found["entropy"].item() == pytest.approx(-0.03 * uncertain, rel=1e-4)
 
 
