@@ -11,7 +11,9 @@ the student wrapped, no search for unused parameters, no check of NaN, no stop t
 import argparse
 import copy
 import math
+import os
 import statistics
+import sys
 import time
 
 import torch
@@ -26,6 +28,7 @@ from stillroom.parts import losses, optim
 from stillroom.parts.schedules import cosine
 from stillroom.parts.teachers import Frozen
 
+HEAP = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**34)}      # freed memory stays: see overhead.py
 T, ALPHA, LR, BATCH = 4.0, 0.9, 0.05, 128      # BATCH of all ranks together
 
 
@@ -78,6 +81,10 @@ def milliseconds(stream, steps):
 
 
 def main():
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        sys.exit("several ranks: torchrun --nproc-per-node 2 benchmarks/ranks.py")
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:           # read by the C library when the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HEAP})
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pairs", type=int, default=30)
     options.add_argument("--jobs", nargs="*", default=["tiny", "small", "larger"])
