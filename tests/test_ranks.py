@@ -28,10 +28,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stillroom import Run, ranks, shards
+from stillroom import Run, ranks, shards, store
 from stillroom.errors import Refused
 from stillroom.parts import optim
-from stillroom.parts.teachers import Ema, Frozen
+from stillroom.parts.teachers import Cached, Ema, Frozen
 from stillroom.recipe import load
 from stillroom.run import Diverged
 
@@ -126,6 +126,10 @@ def actors():
     return {"student": student, "teacher": teacher, "data": images}
 
 
+def noisy(x):
+    return x + 0.1 * torch.randn_like(x)
+
+
 def method(name, steps=3):
     short = {"steps": steps, "batch": 16} | ({"steps_finetune": 2} if name == "ssld" else {})
     return load(name)(**short)
@@ -156,6 +160,11 @@ def all_at_once(folder):
         run = Run(watch={"seen": lambda things: things["student"](data().tensors[0]).mean().item()}, every=2, **options)
         two_learners(run)
         came[f"watched {way}"] = [line["seen"] for line in run.history if "seen" in line]
+        views = store.Views(actors()["data"], noisy, count=2)
+        ranks.once(lambda views=views, way=way: str(store.write(folder / f"store {way}", actors()["teacher"], views, rows=50)))
+        for name, teacher in {"live": actors()["teacher"], "stored": Cached(folder / f"store {way}")}.items():
+            cast = {**actors(), "data": views, "teacher": teacher}
+            came[f"{name} {way}"] = learnt([method("kd", steps=10)(Run(**options), **cast)])
         for name in RECIPES:
             made = method(name)(Run(**options), **actors())
             came[f"{name} {way}"] = learnt([made])
@@ -330,6 +339,12 @@ def test_recipes_on_two_ranks_are_as_on_one(came, name, way):
     assert far(came[0][f"{name} {way}"], came[1][f"{name} {way}"]) == 0.0
     assert far(came[0][f"{name} {way}"], one) <= (0.0 if way == "replicated" else 1e-6)
     assert far(one, learnt([method(name, steps=1)(Run(), **actors())])) > 1e-4, "later steps learn, too"
+
+
+@ways
+def test_a_store_gives_every_rank_what_the_live_teacher_would_say_of_its_share(came, way):
+    assert far(came[0][f"live {way}"], came[0][f"stored {way}"]) == 0.0
+    assert far(came[0][f"stored {way}"], came[1][f"stored {way}"]) == 0.0
 
 
 @ways
