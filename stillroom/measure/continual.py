@@ -1,7 +1,7 @@
 """Judges of learning task after task, from a trace of accuracies (De Lange, van de Ven, Tuytelaars 2023).
 
 A trace is [tasks, moments, exams], with an exam for every task in their order: while task k was learnt, trace[k, m, i] percent of
-exam i were right at moment m. The last moment of a task is its end. No judge reads what was said of an exam before its task's turn.
+exam i were right at moment m. The last moment of a task is its end. No judge reads what was said of an exam before its turn.
 """
 
 import torch
