@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from stillroom import saved, zoo
 from stillroom.batches import batches
 from stillroom.errors import Refused
 from stillroom.models.small import mlp
@@ -113,6 +114,14 @@ def test_logits_are_cosines_with_the_rows_of_the_last_layer():
     assert torch.allclose(made(x), expected, atol=1e-10)
     layer = nn.Linear(3, 2)
     assert Proxies(layer, torch.rand(2, 3))(torch.rand(5, 3)).abs().max() <= 1 / 0.09 + 1e-4
+
+
+def test_it_is_built_again_from_what_was_saved(tmp_path):
+    net = zoo.model("small:cnn", classes=4, channels=1, size=8)
+    made = Proxies(net, torch.rand(2, 1, 8, 8), 0.2).eval()
+    again = saved.load(saved.save(made, tmp_path, origin=made.origin, shape=(1, 8, 8)))
+    x = torch.rand(3, 1, 8, 8)
+    assert again.temperature == 0.2 and torch.equal(again(x), made(x))
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stillroom.arenas.rotated import turned
+from stillroom import report, saved
+from stillroom.arenas.rotated import rotated, turned
 from stillroom.batches import batches
 from stillroom.errors import Refused
 from stillroom.measure import continual
@@ -153,7 +154,7 @@ def test_a_past_student_that_is_the_student_pulls_nowhere(ground):
 
 def test_evaluation_changes_neither_weights_nor_draws_nor_batch_statistics(ground):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 6))
-    one, often = (play({**ground, "student": net}, every=every) for every in (6, 1))
+    one, often = (play({**ground, "student": net}, period=period) for period in (6, 1))
     assert all(torch.equal(a, b) for a, b in zip(one[0].state_dict().values(), often[0].state_dict().values(), strict=True))
     assert one[1].shape == (3, 1, 3) and often[1].shape == (3, 6, 3) and torch.equal(one[1][:, -1], often[1][:, -1])
     x, y = ground["exams"][1].tensors
@@ -162,7 +163,7 @@ def test_evaluation_changes_neither_weights_nor_draws_nor_batch_statistics(groun
 
 
 def test_the_exam_is_the_same_samples_each_time_and_the_last_moment_is_always_seen(ground):
-    made, trace = play(ground, exam=5, every=4)
+    made, trace = play(ground, exam=5, period=4)
     assert trace.shape == (3, 2, 3)                     # after updates 4 and 6 of each task
     x, y = ground["exams"][2][:5]
     assert trace[-1, -1, 2] == pytest.approx(100 * (made(x).argmax(-1) == y).float().mean().item())
@@ -184,6 +185,14 @@ def test_a_stop_with_a_past_student_changes_nothing(ground, stop, tmp_path):
     assert torch.equal(exact(whole[0]), exact(again[0])) and torch.equal(whole[1], again[1])
 
 
+def test_the_exams_are_in_the_log_and_a_run_has_its_page(ground, tmp_path):
+    run = Run(tmp_path)
+    made = play(ground, run)
+    assert [line["exam1"] for line in run.history] == pytest.approx(made[1][..., 1].flatten().tolist())
+    saved.save(made, tmp_path)
+    assert "exam1" in report.page(tmp_path).read_text()
+
+
 def test_a_task_without_an_exam_is_refused(ground):
     with pytest.raises(Refused, match="3 tasks and 2 exams"):
         play({**ground, "exams": ground["exams"][:2]})
@@ -194,3 +203,13 @@ def test_a_right_angle_is_a_right_angle():
     data = TensorDataset(x, torch.arange(2))
     assert torch.allclose(turned(data, 0.0).tensors[0], x, atol=1e-5)
     assert torch.allclose(turned(data, 90.0).tensors[0], torch.rot90(x, 1, (2, 3)), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [10, 11])
+def test_the_gap_opens_within_thirty_updates_and_grows_with_the_angle(seed):
+    cast = rotated(seed)
+    small, middle, large = (cast.other(angle=angle)[1] for angle in (15.0, 45.0, 90.0))
+    assert large[1, :, 0].argmin() < 30
+    assert continual.gap(small) < continual.gap(middle) < continual.gap(large) - 1.5
+    assert continual.forgetting(large) < continual.gap(large)            # what evaluation at the ends sees is the smaller part

@@ -108,6 +108,8 @@ class Proxies(Module):
         self.proxies = nn.Parameter(last.weight.detach().clone())          # [classes, dim]
         self.body = headless(model, x)[0] if last is not model else nn.Identity()
         self.temperature = temperature
+        if "origin" in vars(model):                    # built again from the same model
+            self.origin = {"spec": "part:proxies", "model": model.origin, "sample": list(x.shape[1:]), "temperature": temperature}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scores(self.body(x))

@@ -38,7 +38,7 @@ class StabilityGap(Recipe):
     soft: float = 0.0         # weight of the past student (LwF); 1 in the paper, where nothing is replayed beside it
     temperature: float = 2.0  # softens student and past student, T; without the factor T²
     exam: int = 1000          # samples of each exam that are asked, its first
-    every: int = 1            # updates between two evaluations, ρ
+    period: int = 1           # updates from one evaluation to the next, ρ
     lr: float = 0.01          # of SGD with momentum 0.9
     batch: int = 256          # new samples per step, and as many remembered ones
     steps: int = 470          # updates of each task: 10 epochs of 12,000 images
@@ -50,7 +50,7 @@ class StabilityGap(Recipe):
         asked = [to_device(whole(exam, self.exam), run.device) for exam in exams]
         x, y = to_device(whole(tasks[0], 1), run.device)
         memory, opt = Memory(self.memory, x=x, y=y, task=y), optim.sgd(student, lr=self.lr)
-        trace = torch.zeros(len(tasks), -(-self.steps // self.every), len(tasks), device=run.device)
+        trace = torch.zeros(len(tasks), -(-self.steps // self.period), len(tasks), device=run.device)
         run.keep(student=student, memory=memory, opt=opt, trace=trace)
 
         for k, task in enumerate(tasks):
@@ -69,8 +69,10 @@ class StabilityGap(Recipe):
                 run.update(opt, **terms)
                 if run.step * self.batch < len(task):                                 # the memory sees a sample once
                     memory.add(x=x, y=y, task=torch.full_like(y, k))
-                if (run.step + 1) % self.every == 0 or run.step + 1 == self.steps:
-                    trace[k, run.step // self.every] = torch.tensor([right(predict(student, x), y.cpu()) for x, y in asked])
+                if (run.step + 1) % self.period == 0 or run.step + 1 == self.steps:
+                    said = [right(predict(student, x), y.cpu()) for x, y in asked]
+                    trace[k, run.step // self.period] = torch.tensor(said)
+                    run.log(**{f"exam{i}": accuracy for i, accuracy in enumerate(said)})
 
         return student.eval(), trace
 
