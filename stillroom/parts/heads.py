@@ -94,6 +94,31 @@ class PrototypeHead(Module):
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(prototypes, dim=-1))
 
 
+class Proxies(Module):
+    """A classifier by direction: logits are cosines of its feature with a proxy of each class, over a temperature.
+
+    model        ends in a linear layer; that layer is taken out of it, and its rows become the proxies; its bias is gone
+    x            any inputs of it, [batch, …]
+    temperature  τ, above 0
+    """
+
+    def __init__(self, model: Module, x: Tensor, temperature: float = 0.09):
+        super().__init__()
+        last = model.get_submodule(classifier(model, x))
+        self.proxies = nn.Parameter(last.weight.detach().clone())          # [classes, dim]
+        self.body = headless(model, x)[0] if last is not model else nn.Identity()
+        self.temperature = temperature
+        if "origin" in vars(model):                    # built again from the same model
+            self.origin = {"spec": "part:proxies", "model": model.origin, "sample": list(x.shape[1:]), "temperature": temperature}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(self.body(x))
+
+    def scores(self, feature: Tensor) -> Tensor:
+        """Logits [batch, classes] of features [batch, dim]."""
+        return F.linear(F.normalize(feature.to(self.proxies)), F.normalize(self.proxies)) / self.temperature
+
+
 def headless(model: Module, x: Tensor) -> tuple[Module, int]:
     """The network without the linear layer that makes its logits, taken out of it for good, and the width of its feature.
 

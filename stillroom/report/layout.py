@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stillroom.errors import Refused
 from stillroom.report import pictures, words
 from stillroom.report.pieces import (
     Cell,
@@ -87,7 +88,10 @@ def _made(folder: Path) -> str:
 
     from stillroom import saved
 
-    made = saved.load(folder)
+    try:
+        made = saved.load(folder)
+    except Refused:                      # a network of one's own among the things: it cannot be built, nor is it an image
+        return ""
     for thing in made if isinstance(made, tuple | list) else [made]:
         if isinstance(thing, Tensor) and thing.ndim == 4 and thing.shape[1] in (1, 3) and thing.is_floating_point():
             shown = f", the first {SHOWN}" if len(thing) > SHOWN else ""

@@ -69,6 +69,10 @@ def rebuild(origin: dict[str, Any]) -> Module:
         from stillroom.parts.heads import TwoHeads
 
         return TwoHeads(rebuild(origin["model"]), torch.zeros(1, *origin["sample"]))
+    if origin["spec"] == "part:proxies":
+        from stillroom.parts.heads import Proxies
+
+        return Proxies(rebuild(origin["model"]), torch.zeros(1, *origin["sample"]), origin["temperature"])
     asked = parse(origin["spec"])
     if asked.kind not in SOURCES:
         raise Refused(f"the origin {origin['spec']!r} is unknown",

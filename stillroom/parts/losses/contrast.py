@@ -1,5 +1,7 @@
 """Comparisons across views and samples."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,3 +17,21 @@ def cross_view(student: Tensor, teacher: Tensor) -> Tensor:
     same_view = -(taught * logs[: len(taught)]).sum()
     pairs = len(taught) * (len(student) - 1)
     return (all_pairs - same_view) / (pairs * student.shape[1])
+
+
+def to_proxies(feature: Tensor, proxies: Tensor, y: Tensor, temperature: float = 0.09, samples: bool = False) -> Tensor:
+    """−log of the softmax of cosine/τ at the own class's proxy, among the proxies of the labels in the batch, each as often as it
+    occurs; mean over samples. A class that does not occur is not pushed away (PCR, Lin et al. 2023).
+
+    feature [batch, dim], proxies [classes, dim], y [batch] of class numbers; a scalar in nats.
+    samples: the other samples stand beside the proxies, and those of its class beside its proxy, mean over these (HPCR).
+    """
+    z, own = F.normalize(feature.float()), F.normalize(proxies.float())[y]
+    same = y[:, None] == y                                               # [batch, batch]
+    scores = z @ own.T / temperature
+    if samples:
+        itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
+        scores = torch.cat([scores, (z @ z.T / temperature).masked_fill(itself, -torch.inf)], 1)
+        same = torch.cat([same, same & ~itself], 1)
+    log_p = scores.log_softmax(1).masked_fill(~same, 0)
+    return -(log_p.sum(1) / same.sum(1)).mean()

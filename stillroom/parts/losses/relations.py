@@ -16,6 +16,18 @@ def gram(student: Tensor, teacher: Tensor) -> Tensor:
     return (g_t - g_s).square().sum() / len(student) ** 2
 
 
+def likeness(student: Tensor, teacher: Tensor, temperature: float = 0.09) -> Tensor:
+    """Cross-entropy of each sample's softened cosines to the others: −Σ_j q_ij log p_ij with p, q = softmax_j≠i(cosine/τ) of
+    student and teacher, mean over samples (HPCR, Lin et al. 2023). Neither scale nor rotation of features makes a difference.
+
+    student, teacher [batch, dim], of any two widths; a scalar in nats. No gradient reaches the teacher.
+    """
+    apart = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    p, q = ((z @ z.T / temperature)[apart].view(len(z), -1).log_softmax(1)
+            for z in (F.normalize(student.float()), F.normalize(teacher.detach().float())))
+    return -(q.exp() * p).sum(1).mean()
+
+
 def channels(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ‖E_T − E_S‖²/(B·ch) with E = f fᵀ over the channels of each sample, rows normalised (ICKD, Liu et al. 2021, without the
     learnt projection).
