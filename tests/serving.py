@@ -47,10 +47,11 @@ class LanguageServer:
         self.net = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         self.words = transformers.AutoTokenizer.from_pretrained(folder)
         self.lock = threading.Lock()
+        self.under_way = 0      # answers that are being sent: not for `clear`, which may come before the last of them is counted
         self.clear()
 
     def clear(self):
-        self.faults, self.asked, self.keys, self.at, self.delay, self.under_way, self.most = [], [], [], [], 0.0, 0, 0
+        self.faults, self.asked, self.keys, self.at, self.delay, self.most = [], [], [], [], 0.0, 0
         self.gone = threading.Event()
 
     def __enter__(self):

@@ -6,12 +6,15 @@ from typing import Any
 from torch.nn import Module
 
 from stillroom._compat import package
+from stillroom.parts.taps import Hidden, Stages, Tap
+from stillroom.store import prints
 from stillroom.store.writing import write
 
 PARTS = 8       # for each worker: what a death costs is a part at most, less the shards of it that are whole
 
 
-def write_on_ray(folder: str | Path, teacher: Module, data: Any, *, writers: int = 2, **options: Any) -> Path:
+def write_on_ray(folder: str | Path, teacher: Module | Tap | Stages | Hidden, data: Any, *, writers: int = 2,
+                 **options: Any) -> Path:
     """`store.write` by so many workers of a Ray cluster, a GPU each where `options["device"]` is "cuda".
 
     folder   is seen by all machines under this name
@@ -28,7 +31,9 @@ def write_on_ray(folder: str | Path, teacher: Module, data: Any, *, writers: int
         ray.init(include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     folder, parts = Path(folder).resolve(), PARTS * writers
-    given = ray.put((folder, teacher.cpu(), data, parts, options))
+    model = teacher.model if isinstance(teacher, Tap | Stages | Hidden) else teacher
+    options["mark"] = prints.of_teacher(model.cpu())
+    given = ray.put((folder, teacher, data, parts, options))
     ray.data.from_items([{"part": part} for part in range(parts)], override_num_blocks=parts).map_batches(
         _Writer, fn_constructor_args=(given,), batch_size=1, compute=ray.data.ActorPoolStrategy(size=writers), num_cpus=1,
         num_gpus=1 if str(options.get("device", "cpu")).startswith("cuda") else 0).materialize()

@@ -32,7 +32,7 @@ SAMPLES = 2**16     # and its samples: what a kill costs
 @torch.no_grad()
 def write(folder: str | Path, teacher: Module | Tap | Stages | Hidden, data: Any, *, codec: str = "fp32", features: str = "fp16",
           batch: int = 256, device: str = "cpu", rows: int = 0, rank: int = 0, ranks: int = 1, workers: int = 0,
-          origin: dict[str, Any] | None = None, name: str = "cache", show: bool = False) -> Path:
+          origin: dict[str, Any] | None = None, mark: str = "", name: str = "cache", show: bool = False) -> Path:
     """What the teacher says of all samples of `data` (their first element, a tensor or a dict of tensors), in a folder.
 
     teacher      the network; or a tap on it (`Tap(teacher, "layer3")`, `stages(teacher, 2)`, `hidden(teacher, -1)`), and what
@@ -44,6 +44,7 @@ def write(folder: str | Path, teacher: Module | Tap | Stages | Hidden, data: Any
     rank, ranks  of writers side by side: rank r writes shards r, r + ranks, …
     workers      processes that read and augment the samples
     origin       by which names data and views are had again: see `store.origin`
+    mark         the teacher's fingerprint, where it was taken before: a copy of it may have lost the source of its classes
     name, show   progress with time left, by this name
 
     Logits are [batch, …]; those of a language model, [batch, tokens, vocabulary] of inputs [batch, tokens], are held token by
@@ -64,7 +65,7 @@ def write(folder: str | Path, teacher: Module | Tap | Stages | Hidden, data: Any
         outputs = zip([codec, *(features for _ in names)], first.values, tokens, strict=True)
         plan = Layout(tuple(Output(c, tuple(v.shape[1:]), t) for c, v, t in outputs), names).checked()
         size = plan.bytes or max(map(len, layout.encode(plan, *first)))
-        told: dict[str, Any] = {"format": FORMAT, "teacher": prints.of_teacher(model), "data": prints.of_data(data),
+        told: dict[str, Any] = {"format": FORMAT, "teacher": mark or prints.of_teacher(model), "data": prints.of_data(data),
                                 **plan.about(), "depth": depth, "count": len(data),
                                 "rows": rows or max(1, min(SHARD // size, SAMPLES))}
         _begin(folder, told, rank, origin)
