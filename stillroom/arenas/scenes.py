@@ -23,6 +23,7 @@ from stillroom.run import Run
 SIDE, PATCH, DIGIT = 32, 4, 16      # pixels
 LIGHT = 0.5                         # log of how much it brightens or darkens
 NOISE = 0.05
+DEPTH, HEADS = 2, 3                 # of the teacher
 CENTRE = [(SIDE - DIGIT) // 2] * 2 + [DIGIT] * 2
 
 
@@ -40,7 +41,7 @@ def scenes(seed: int = 0) -> Cast:
     x, boxes = ground["test"]
     return Cast({"teacher": copy.deepcopy(teacher), "data": _unlabelled(x)}, data="scikit-learn digits in drawn scenes",
                 real=False, untrained=copy.deepcopy(untrained), valid=ground["valid"], test=ground["test"],
-                corloc=partial(corloc, truth=boxes[:, None]), lost=partial(_lost, teacher, x),
+                corloc=partial(corloc, truth=list(boxes[:, None])), lost=partial(_lost, teacher, x),
                 attention=lambda: _attention(teacher, x), centre=lambda: torch.tensor(CENTRE).expand(len(x), 4),
                 everything=lambda: torch.tensor([0, 0, SIDE, SIDE]).expand(len(x), 4))
 
@@ -84,7 +85,7 @@ def _ground(seed: int) -> tuple[dict[str, tuple[Tensor, Tensor]], Module, Module
     ground = {part: drawn(getattr(digits, part).tensors[0], 3 * seed + i) for i, part in enumerate(("train", "valid", "test"))}
     x = ground["train"][0]
     torch.manual_seed(seed)
-    net = ViT(image=SIDE, patch=PATCH, channels=3, dim=48, depth=2, heads=3, mean=x.mean().item(), std=x.std().item())
+    net = ViT(image=SIDE, patch=PATCH, channels=3, dim=48, depth=DEPTH, heads=HEADS, mean=x.mean().item(), std=x.std().item())
     dino = DINO(prototypes=256, hidden=128, bottleneck=32, small=2, large_size=SIDE, small_size=SIDE // 2, border=0.6, least=0.3,
                 flip=0.0, colour=0.0, sharp_end=0.04, momentum=0.96, lr=5e-3, batch=32, steps=150)
     return ground, copy.deepcopy(net).eval(), dino(Run(seed=seed), student=net, data=_unlabelled(x))
@@ -110,8 +111,7 @@ def _lost(teacher: Module, x: Tensor, threshold: float = 0.4, near: int = 2) -> 
 def _attention(teacher: Module, x: Tensor, share: float = 0.6) -> list[Tensor]:
     """Boxes by the last block's attention of the class token, mean over heads: the patches that hold this share of it, as far as
     they hang together with the highest (Caron et al. 2021, fig. 4)."""
-    last = f"blocks.{len(teacher.blocks) - 1}"
-    qkv = Tap(teacher, f"{last}.qkv")(x)[1][0].unflatten(-1, (3, teacher.blocks[-1].heads, -1))
+    qkv = Tap(teacher, f"blocks.{DEPTH - 1}.qkv")(x)[1][0].unflatten(-1, (3, HEADS, -1))
     q, k, _ = qkv.permute(2, 0, 3, 1, 4)                                             # [batch, heads, tokens, dim]
     weight = (q[:, :, :1] @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)[:, :, 0, 1:].mean(1)
     weight = weight / weight.sum(1, keepdim=True)
