@@ -238,6 +238,17 @@ def test_it_takes_transformers_of_timm_whatever_stands_before_the_patches(spec, 
     assert torch.equal(mask, ours[0]) and torch.equal(vector, ours[1])
 
 
+@pytest.mark.skipif(_compat.find_spec("transformers") is None, reason="transformers is not installed")
+def test_keys_of_a_model_of_transformers():
+    kinds = _compat.package("transformers")
+    torch.manual_seed(0)
+    net = kinds.ViTModel(kinds.ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
+                                         image_size=16, patch_size=4)).eval()
+    x = torch.rand(2, 3, 16, 16)
+    last = [name for name, _ in net.named_modules() if name.endswith("k_proj")][1]
+    assert torch.equal(keys(net, x, 4).flatten(1, 2), Tap(net, last)(x)[1][0][:, 1:])
+
+
 # --- the arena -------------------------------------------------------------------------------------------------------
 
 def test_scenes_are_drawn_from_their_seed_with_the_ink_in_the_box():
