@@ -14,11 +14,14 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
 from stillroom.errors import Refused, nearest
 from stillroom.parts.teachers import Cached, Teacher, held
+
+KEYS = {"qkv": 3, "key": 1, "k_proj": 1}     # layers that make keys, and the parts that they put out: queries, keys, values
 
 
 class Tap:
@@ -130,6 +133,25 @@ def hidden(model: Module, *which: int) -> Hidden | Stored:
     A model without logits gives its last hidden state instead. Raises `Refused` when there is no transformers model.
     """
     return _stored(model, "hidden", which) or Hidden(model, which)
+
+
+def keys(model: Module, x: Tensor, patch: int) -> Tensor:
+    """The keys of a transformer's last attention, all heads side by side, of the patches alone: [batch, rows, columns, dim].
+
+    x: images [batch, channels, height, width], padded with 0 to whole patches, below and on the right. They are read of the last
+    layer called as in KEYS, in timm's, transformers' and the house's own networks, before any norm of their own. Raises
+    `Refused` when there is none, and when there are fewer tokens than patches.
+    """
+    found = [name for name, _ in held(model)[0].named_modules() if name.rpartition(".")[2] in KEYS]
+    if not found:
+        raise Refused(f"{type(held(model)[0]).__name__} has no layer that makes keys", f"known: {', '.join(KEYS)}")
+    x = F.pad(x, (0, -x.shape[-1] % patch, 0, -x.shape[-2] % patch))
+    out, parts = Tap(model, found[-1])(x)[1][0], KEYS[found[-1].rpartition(".")[2]]
+    rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+    if out.shape[1] < rows * columns:
+        raise Refused(f"{out.shape[1]} tokens for {rows} × {columns} patches of {patch}", "name the side of its own patches")
+    key = out.chunk(parts, -1)[parts // 2]
+    return key[:, key.shape[1] - rows * columns :].unflatten(1, (rows, columns))    # class and registers come first
 
 
 def read_by(tap: Any, x: Any) -> tuple[tuple[str, ...], int]:
