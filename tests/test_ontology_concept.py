@@ -10,6 +10,8 @@ from stillroom.errors import Refused
 from stillroom.parts.concepts import Library, Ontology, Report, alike, labels, reached, read, tversky, weight
 from stillroom.recipes.language.ontology_concept import OntologyConcept
 from stillroom.run import Run
+from stillroom.saved import load, save
+from stillroom.zoo import actor
 
 WEIGHTS = {"T047": 3.0, "T046": 2.0, "T033": 1.0}
 KNOWN = Ontology(
@@ -117,10 +119,11 @@ def test_labels_follow_from_concepts_and_from_what_lies_above_or_beside_them():
     assert labels(told("B", "A"), wanted, KNOWN) == frozenset()
 
 
-def test_a_library_finds_what_brute_force_finds():
+def test_a_library_finds_what_brute_force_finds_also_when_it_was_saved(tmp_path):
     texts = [text for text, _ in split(5).references]
-    made = OntologyConcept(alpha=0.3, across=True)(Run(), data=[(text, -100) for text in texts], ontology=ontology())
-    assert isinstance(made, Library) and len(made.reports) == 300
+    found = OntologyConcept(alpha=0.3, across=True)(Run(), data=[(text, -100) for text in texts], ontology=ontology())
+    made = Library(ontology(), **load(save(found, tmp_path)))
+    assert len(made.reports) == 300
     for text, _ in split(5).tests[:20]:
         target = read(text, ontology())
         brute = [alike(read(t, ontology()), target, ontology(), WEIGHTS, 0.3, 1.0, True, True) for t in texts]
@@ -131,7 +134,7 @@ def test_a_library_finds_what_brute_force_finds():
 def test_another_reader_may_read():
     cast = findings(0)
     made = OntologyConcept()(Run(), **cast.actors, reader=lambda text, known: told("A" if "a" in text else ""))
-    assert {r.present for r in made.reports} <= {frozenset(), frozenset("A")}
+    assert [present for present, _ in made["reports"]] == [["A"] if "a" in text else [] for text, _ in cast.actors["data"]]
 
 
 def test_denials_matter():
@@ -143,3 +146,9 @@ def test_denials_matter():
 def test_what_is_no_text_is_refused():
     with pytest.raises(Refused, match="texts"):
         OntologyConcept()(Run(), data=[(3.0, -100)], ontology=KNOWN)
+
+
+def test_an_ontology_of_ones_own_is_named_on_the_command_line(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from stillroom.parts.concepts import Ontology\ndef lungs(): return Ontology({'tb': 'A'}, {'A': 'T047'})\n")
+    assert read("No TB.", actor("Ontology", f"file:{file}:lungs")) == told("", "A")

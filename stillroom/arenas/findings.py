@@ -6,7 +6,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 from stillroom.arenas.cast import Cast
-from stillroom.parts.concepts import Ontology, labels, read
+from stillroom.parts.concepts import Library, Ontology, labels, read
 from stillroom.parts.losses.logits import UNLABELLED
 
 # concept: its names; the last, in brackets, is one that the ontology lacks
@@ -29,7 +29,8 @@ DISEASES = {
 PATHOLOGIES = {"congestion": "vascular congestion|engorged vessels", "consolidation": "consolidation|airspace disease",
                "collection": "fluid collection|loculated fluid"}
 FINDINGS = {"cardiomegaly": "enlarged heart|cardiomegaly", "opacity": "opacity|hazy density",
-            "nodule": "nodule|small round density", "thickening": "pleural thickening|thick pleura", "cough": "cough", "fever": "fever|raised temperature",
+            "nodule": "nodule|small round density", "thickening": "pleural thickening|thick pleura",
+            "cough": "cough", "fever": "fever|raised temperature",
             "catheter": "central catheter|picc line", "tortuosity": "tortuous aorta|unfolded aorta"}
 ABOVE = {"pneumonia": ("infection",), "tuberculosis": ("infection",), "fibrosis": ("interstitial disease",),
          "sarcoidosis": ("interstitial disease",), "infection": ("lung disease",), "interstitial disease": ("lung disease",)}
@@ -52,6 +53,7 @@ def ontology() -> Ontology:
 def findings(seed: int = 0) -> Cast:
     """Texts to search, and judges.
 
+    library(made)   what was made, ready for searches
     right(library)  share of test reports whose first hit has the same diseases, in percent; rare=True: of those with a rare one
     words()         the same by cosine of TF-IDF; marked=True: words of a denying sentence are other words
     labelled()      micro F1 of the labels that follow from the sets of the test reports
@@ -59,6 +61,7 @@ def findings(seed: int = 0) -> Cast:
     ground = split(seed)
     return Cast({"data": [(text, UNLABELLED) for text, _ in ground.references], "ontology": ontology()},
                 data="radiology reports put together by a formula", real=False,
+                library=lambda made: Library(ontology(), **made),
                 right=lambda library, rare=False: _right(ground, lambda text: library.nearest(read(text, ontology()))[0], rare),
                 words=lambda marked=False, rare=False: _words(ground, marked, rare), labelled=lambda: _labelled(ground))
 

@@ -1,7 +1,7 @@
 """Texts as sets of concepts: an ontology, a reader that finds its names and what is denied, and how alike two sets are."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 DENIES = ("no", "not", "without", "denies", "free of", "negative for")        # stand before what is absent
@@ -86,10 +86,10 @@ def tversky(reference: Report, target: Report, ontology: Ontology, by_type: Mapp
 
 @dataclass(frozen=True)
 class Library:
-    """Reports that are searched by what they assert; further fields as in `alike`."""
+    """Reports, as lists of what each asserts and denies, that are searched by what they assert; further fields as in `alike`."""
 
-    reports: list[Report]
     ontology: Ontology
+    reports: Sequence[Sequence[Sequence[str]]]
     by_type: Mapping[str, float]
     alpha: float = 0.5
     beta: float = 1.0
@@ -99,8 +99,9 @@ class Library:
     def alike(self, target: Report) -> list[float]:
         """How alike each report is to the target; reports that assert the same are compared once."""
         ways = (self.ontology, self.by_type, self.alpha, self.beta, self.synonyms, self.across)
-        known = {r.present: alike(r, target, *ways) for r in self.reports if not r.present.isdisjoint(target.present)}
-        return [known.get(r.present, 0.0) for r in self.reports]
+        sets = [frozenset(present) for present, _ in self.reports]
+        known = {s: alike(Report(s), target, *ways) for s in set(sets) if not s.isdisjoint(target.present)}
+        return [known.get(s, 0.0) for s in sets]
 
     def nearest(self, target: Report, k: int = 1) -> list[int]:
         """Places of the `k` reports most alike, the first of equals first."""

@@ -13,14 +13,15 @@ Nützel, Dombrowski, Kainz — arXiv 2025 — https://arxiv.org/abs/2508.19915
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from stillroom.arenas.findings import findings
 from stillroom.errors import Refused
 from stillroom.measure import Proof
-from stillroom.parts.concepts import Library, Ontology, Report, read
+from stillroom.parts.concepts import Ontology, read
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 
@@ -36,8 +37,9 @@ class OntologyConcept(Recipe):
     across: bool = False      # a contradiction is what the reference asserts and the target denies, not one within the target
     steps: int = 1_000_000    # texts to read, at most all
 
-    def distill(self, run: Run, data: Dataset, ontology: Ontology, reader: Callable | None = None) -> Library:
-        """`data`: samples (text, −100). `reader`: text, ontology → Report; by default `parts.concepts.read`, word for word."""
+    def distill(self, run: Run, data: Dataset, ontology: Ontology, reader: Callable | None = None) -> dict[str, Any]:
+        """`data`: samples (text, −100). `reader`: text, ontology → Report; by default `parts.concepts.read`, word for word.
+        Returns what `Library(ontology, **made)` takes: lists of what each text asserts and denies, and how they are compared."""
         if not isinstance(data[0][0], str):
             raise Refused(f"concepts are read from texts, not from a {type(data[0][0]).__name__}", "give samples (text, −100)")
         found: list[list[list[str]]] = []
@@ -46,8 +48,8 @@ class OntologyConcept(Recipe):
             report = (reader or read)(data[step][0], ontology)
             found.append([sorted(report.present), sorted(report.absent)])
         by_type = {"T047": self.disease, "T046": self.pathology, "T033": self.finding}
-        reports = [Report(frozenset(present), frozenset(absent)) for present, absent in found]
-        return Library(reports, ontology, by_type, self.alpha, self.beta, self.synonyms, self.across)
+        return {"reports": found, "by_type": by_type, "alpha": self.alpha, "beta": self.beta, "synonyms": self.synonyms,
+                "across": self.across}
 
 
 def trial(seed=0):
@@ -55,10 +57,10 @@ def trial(seed=0):
     return OntologyConcept(), findings(seed)
 
 
-def proof(library, cast):
+def proof(made, cast):
     """It finds a report of the same diseases more often than TF-IDF, also when that is told what is denied. Beside it the
     sets without weights. The reports are drawn by a formula, in whose world an ontology knows most names."""
-    even = replace(library, by_type=dict.fromkeys(library.by_type, 1.0))
+    library, even = cast.library(made), cast.library({**made, "by_type": dict.fromkeys(made["by_type"], 1.0)})
     return Proof(cast.right(library), beats=cast.words(), unit="% of first hits of the same diseases", baseline="TF-IDF",
                  also={"TF-IDF, denials marked": cast.words(marked=True), "every type weighs 1": cast.right(even),
                        "rare diseases": cast.right(library, rare=True), "rare diseases, TF-IDF": cast.words(rare=True),
