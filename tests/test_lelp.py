@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from stillroom import saved, zoo
 from stillroom.errors import Refused
 from stillroom.models.small import cnn, mlp
 from stillroom.parts.heads import Subclasses, apart
@@ -15,7 +16,6 @@ from stillroom.parts.losses.logits import UNLABELLED, soft_cross_entropy
 from stillroom.parts.subclasses import projections, rotation, unread
 from stillroom.recipes.classification.lelp import LELP
 from stillroom.run import Run
-from stillroom.zoo.models import rebuild
 
 
 @pytest.fixture
@@ -180,12 +180,9 @@ def test_too_few_directions_are_refused(ground, cloud):
         one_step((ground[0], nn.Sequential(ground[1], nn.LogSoftmax(-1)), ground[2]))
 
 
-def test_a_saved_student_is_built_again():
-    from stillroom import zoo
-
-    student = zoo.model("small:mlp?hidden=16", classes=2, channels=1, size=8)
+def test_a_saved_student_is_built_again(tmp_path):
+    student = zoo.model("small:mlp?hidden=16", classes=["even", "odd"], channels=1, size=8)
     made = Subclasses(student, torch.rand(1, 1, 8, 8), 4)
-    again = rebuild(made.origin)
-    again.load_state_dict(made.state_dict())
+    again = saved.load(saved.save(made, tmp_path, classes=["even", "odd"]))
     x = torch.rand(3, 1, 8, 8)
-    assert torch.equal(again(x), made(x)) and again.head.out_features == 8
+    assert torch.equal(again(x), made(x)) and again.head.out_features == 8 and again.classes == ["even", "odd"]

@@ -78,14 +78,14 @@ class Subclasses(Module):
     def __init__(self, model: Module, x: Tensor, count: int):
         super().__init__()
         self.body, last = apart(model, x)
-        self.classes, self.count = last.out_features, count
-        self.head = nn.Linear(last.in_features, self.classes * count, device=last.weight.device, dtype=last.weight.dtype)
+        self.count = count
+        self.head = nn.Linear(last.in_features, last.out_features * count, device=last.weight.device, dtype=last.weight.dtype)
         if "origin" in vars(model):                    # built again from the same model
             self.origin = {"spec": "part:subclasses", "model": model.origin, "sample": list(x.shape[1:]), "count": count}
 
     def each(self, x: Tensor) -> Tensor:
         """log-probability of every subclass, [batch, classes, count]; over both they sum to one."""
-        return self.head(self.body(x)).float().log_softmax(-1).unflatten(-1, (self.classes, self.count))
+        return self.head(self.body(x)).float().log_softmax(-1).unflatten(-1, (-1, self.count))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.each(x).logsumexp(-1)

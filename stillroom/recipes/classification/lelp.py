@@ -40,7 +40,7 @@ class LELP(Recipe):
     alpha: float = 0.0          # share of the labels in the loss; 0 in the paper's experiments
     null_space: bool = True     # only directions that the teacher's classifier does not read
     chance: bool = False        # directions drawn by chance in place of the principal ones: the control
-    lr: float = 0.05            # of SGD with momentum 0.9, cosine to 0
+    lr: float = 0.05            # of SGD with momentum 0.9, cosine to 0; S subclasses learn about S times slower than S = 1
     decay: float = 5e-4         # weight decay
     batch: int = 64             # samples per step
     steps: int = 60_000         # updates
