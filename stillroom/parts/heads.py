@@ -27,12 +27,8 @@ class TwoHeads(Module):
 
     def __init__(self, model: Module, x: Tensor, alpha: float = 0.5, beta: float = 0.5):
         super().__init__()
-        name = classifier(model, x)
-        self.labels = model.get_submodule(name)
+        self.body, self.labels = apart(model, x)
         self.teacher = copy.deepcopy(self.labels)
-        if name:
-            model.set_submodule(name, nn.Identity())
-        self.body = model if name else nn.Identity()
         self.mix = nn.Buffer(torch.tensor([alpha, beta]))
         if "origin" in vars(model):                    # built again from the same model
             self.origin = {"spec": "part:two_heads", "model": model.origin, "sample": list(x.shape[1:])}
@@ -71,6 +67,30 @@ def choose_mix(model: TwoHeads, valid, alphas: Sequence[float] = tuple(i / 20 fo
     return best
 
 
+class Subclasses(Module):
+    """A classifier that tells `count` subclasses of every class apart, and reads as one of classes: its output is log p(class),
+    p(class) = Σ over its subclasses of the softmax over all of them, [batch, classes].
+
+    model   ends in a linear layer; a new one of classes · count outputs takes its place
+    x       any inputs of it, [batch, …]
+    """
+
+    def __init__(self, model: Module, x: Tensor, count: int):
+        super().__init__()
+        self.body, last = apart(model, x)
+        self.count = count
+        self.head = nn.Linear(last.in_features, last.out_features * count, device=last.weight.device, dtype=last.weight.dtype)
+        if "origin" in vars(model):                    # built again from the same model
+            self.origin = {"spec": "part:subclasses", "model": model.origin, "sample": list(x.shape[1:]), "count": count}
+
+    def each(self, x: Tensor) -> Tensor:
+        """log-probability of every subclass, [batch, classes, count]; over both they sum to one."""
+        return self.head(self.body(x)).float().log_softmax(-1).unflatten(-1, (-1, self.count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.each(x).logsumexp(-1)
+
+
 class PrototypeHead(Module):
     """Features [..., dim] → scores of unit-length features against unit-length prototypes, [..., prototypes], each in [−1, 1].
 
@@ -104,9 +124,8 @@ class Proxies(Module):
 
     def __init__(self, model: Module, x: Tensor, temperature: float = 0.09):
         super().__init__()
-        last = model.get_submodule(classifier(model, x))
+        self.body, last = apart(model, x)
         self.proxies = nn.Parameter(last.weight.detach().clone())          # [classes, dim]
-        self.body = headless(model, x)[0] if last is not model else nn.Identity()
         self.temperature = temperature
         if "origin" in vars(model):                    # built again from the same model
             self.origin = {"spec": "part:proxies", "model": model.origin, "sample": list(x.shape[1:]), "temperature": temperature}
@@ -117,6 +136,19 @@ class Proxies(Module):
     def scores(self, feature: Tensor) -> Tensor:
         """Logits [batch, classes] of features [batch, dim]."""
         return F.linear(F.normalize(feature.to(self.proxies)), F.normalize(self.proxies)) / self.temperature
+
+
+def apart(model: Module, x: Tensor) -> tuple[Module, nn.Linear]:
+    """The network without the linear layer that makes its logits, taken out of it for good, and that layer.
+
+    x: any inputs of it, [batch, …]. Raises `Refused` when the network ends in something else.
+    """
+    name = classifier(model, x)
+    last = model.get_submodule(name)
+    assert isinstance(last, nn.Linear)
+    if name:
+        model.set_submodule(name, nn.Identity())
+    return (model if name else nn.Identity()), last
 
 
 def headless(model: Module, x: Tensor) -> tuple[Module, int]:

@@ -65,14 +65,13 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
 
 def rebuild(origin: dict[str, Any]) -> Module:
     """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
-    if origin["spec"] == "part:two_heads":
-        from stillroom.parts.heads import TwoHeads
+    if origin["spec"].startswith("part:"):
+        from stillroom.parts.heads import Proxies, Subclasses, TwoHeads
 
-        return TwoHeads(rebuild(origin["model"]), torch.zeros(1, *origin["sample"]))
-    if origin["spec"] == "part:proxies":
-        from stillroom.parts.heads import Proxies
-
-        return Proxies(rebuild(origin["model"]), torch.zeros(1, *origin["sample"]), origin["temperature"])
+        net, x = rebuild(origin["model"]), torch.zeros(1, *origin["sample"])
+        if origin["spec"] == "part:proxies":
+            return Proxies(net, x, origin["temperature"])
+        return Subclasses(net, x, origin["count"]) if origin["spec"] == "part:subclasses" else TwoHeads(net, x)
     asked = parse(origin["spec"])
     if asked.kind not in SOURCES:
         raise Refused(f"the origin {origin['spec']!r} is unknown",

@@ -1,0 +1,117 @@
+"""Reports of chest radiographs by a formula: which diseases, by which of their names, what stands beside them, what is denied."""
+
+import random
+import re
+from functools import lru_cache
+from types import SimpleNamespace
+
+from stillroom.arenas.cast import Cast
+from stillroom.parts.concepts import Library, Ontology, labels, read
+from stillroom.parts.losses.logits import UNLABELLED
+
+# concept: its names; the last, in brackets, is one that the ontology lacks
+DISEASES = {
+    "pneumonia": "pneumonia|lung infection|(infectious process)",
+    "effusion": "pleural effusion|fluid in the pleural space|(blunted angle)",
+    "failure": "heart failure|cardiac failure|(cardiac decompensation)",
+    "atelectasis": "atelectasis|collapse of a lobe|(volume loss)",
+    "edema": "pulmonary edema|lung edema|(fluid overload)",
+    "pneumothorax": "pneumothorax|air in the pleural space|(pleural line)",
+    "emphysema": "emphysema|destroyed air spaces|(hyperexpanded lungs)",
+    "fracture": "rib fracture|broken rib|(cortical step)",
+    "fibrosis": "pulmonary fibrosis|scarring of the lungs|(honeycombing)",
+    "tumour": "lung cancer|bronchial carcinoma|(spiculated mass)",
+    "hernia": "hiatal hernia|stomach above the diaphragm|(retrocardiac air level)",
+    "tuberculosis": "tuberculosis|tb|(apical cavities)",
+    "sarcoidosis": "sarcoidosis|boeck disease|(bilateral hilar nodes)",
+    "embolism": "pulmonary embolism|clot in the lung|(wedge-shaped opacity)",
+}
+PATHOLOGIES = {"congestion": "vascular congestion|engorged vessels", "consolidation": "consolidation|airspace disease",
+               "collection": "fluid collection|loculated fluid"}
+FINDINGS = {"cardiomegaly": "enlarged heart|cardiomegaly", "opacity": "opacity|hazy density",
+            "nodule": "nodule|small round density", "thickening": "pleural thickening|thick pleura",
+            "cough": "cough", "fever": "fever|raised temperature",
+            "catheter": "central catheter|picc line", "tortuosity": "tortuous aorta|unfolded aorta"}
+ABOVE = {"pneumonia": ("infection",), "tuberculosis": ("infection",), "fibrosis": ("interstitial disease",),
+         "sarcoidosis": ("interstitial disease",), "infection": ("lung disease",), "interstitial disease": ("lung disease",)}
+ASSERTS = ("There is {}.", "Findings consistent with {}.", "{} is seen.", "Patient with {}.", "Unchanged {}.")
+DENIES = ("No {}.", "No evidence of {}.", "Without {}.", "{} is not seen.", "Negative for {}.")
+REFERENCES, TESTS, LACKS = 300, 300, 0.15      # reports to search, to search for; share of mentions by a name that is not known
+RARE = 7                                        # diseases from here on, by rank
+
+
+@lru_cache(maxsize=1)
+def ontology() -> Ontology:
+    """Diseases weigh as T047, pathologic functions as T046, findings as T033; what lies above has no names."""
+    names = {name: concept for group in (DISEASES, PATHOLOGIES, FINDINGS) for concept, words in group.items()
+             for name in words.split("|") if not name.startswith("(")}
+    types = {**dict.fromkeys(DISEASES, "T047"), **dict.fromkeys(PATHOLOGIES, "T046"), **dict.fromkeys(FINDINGS, "T033"),
+             **{above: "T047" for up in ABOVE.values() for above in up}}
+    return Ontology(names, types, parents=ABOVE)
+
+
+def findings(seed: int = 0) -> Cast:
+    """Texts to search, and judges.
+
+    library(made)   what was made, ready for searches
+    right(library)  share of test reports whose first hit has the same diseases, in percent; rare=True: of those with a rare one
+    words()         the same by cosine of TF-IDF; marked=True: words of a denying sentence are other words
+    labelled()      micro F1 of the labels that follow from the sets of the test reports
+    """
+    ground = split(seed)
+    return Cast({"data": [(text, UNLABELLED) for text, _ in ground.references], "ontology": ontology()},
+                data="radiology reports put together by a formula", real=False,
+                library=lambda made: Library(ontology(), **made),
+                right=lambda library, rare=False: _right(ground, lambda text: library.nearest(read(text, ontology()))[0], rare),
+                words=lambda marked=False, rare=False: _words(ground, marked, rare), labelled=lambda: _labelled(ground))
+
+
+@lru_cache(maxsize=4)
+def split(seed: int) -> SimpleNamespace:
+    """Texts and their true diseases."""
+    dice = random.Random(seed)
+    drawn = [_report(dice) for _ in range(REFERENCES + TESTS)]
+    return SimpleNamespace(references=drawn[:REFERENCES], tests=drawn[REFERENCES:])
+
+
+def _report(dice: random.Random) -> tuple[str, frozenset[str]]:
+    """One or two diseases, the n-th as often as 1/n; up to three other things that are there; one to three that are not."""
+    ranked, other = list(DISEASES), [*PATHOLOGIES, *FINDINGS]
+    true = frozenset(dice.choices(ranked, [1 / n for n in range(1, len(ranked) + 1)], k=dice.choice((1, 1, 2))))
+    there = [*sorted(true), *dice.sample(other, dice.randrange(4))]
+    missing = dice.sample([c for c in (*ranked, *other) if c not in there], dice.randint(1, 3))
+    said = [(dice.choice(ASSERTS), c) for c in there] + [(dice.choice(DENIES), c) for c in missing]
+    dice.shuffle(said)
+    return " ".join(form.format(_name(c, dice)).capitalize() for form, c in said), true
+
+
+def _name(concept: str, dice: random.Random) -> str:
+    names = {**DISEASES, **PATHOLOGIES, **FINDINGS}[concept].split("|")
+    unknown = [n.strip("()") for n in names if n.startswith("(")]
+    known = [n for n in names if not n.startswith("(")]
+    return dice.choice(unknown if unknown and dice.random() < LACKS else known)
+
+
+def _right(ground: SimpleNamespace, find, rare: bool) -> float:
+    asked = [(text, true) for text, true in ground.tests if not rare or true & set(list(DISEASES)[RARE:])]
+    return 100 * sum(ground.references[find(text)][1] == true for text, true in asked) / len(asked)
+
+
+def _words(ground: SimpleNamespace, marked: bool, rare: bool) -> float:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def words(text: str) -> str:
+        """Every word of a sentence that denies becomes another word."""
+        denied = [s.startswith(("No ", "Without ", "Negative ")) or " is not " in s for s in text.split(". ")]
+        return " ".join(re.sub(r"(\w+)", r"not_\1", s) if no else s for s, no in zip(text.split(". "), denied, strict=True))
+
+    change = words if marked else str
+    tfidf = TfidfVectorizer(ngram_range=(1, 2))
+    known = tfidf.fit_transform([change(text) for text, _ in ground.references])
+    return _right(ground, lambda text: int((known @ tfidf.transform([change(text)]).T).toarray()[:, 0].argmax()), rare)
+
+
+def _labelled(ground: SimpleNamespace) -> float:
+    wanted = {c: c for c in DISEASES}
+    pairs = [(labels(read(text, ontology()), wanted, ontology()), true) for text, true in ground.tests]
+    return 200 * sum(len(a & b) for a, b in pairs) / sum(len(a) + len(b) for a, b in pairs)
