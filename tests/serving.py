@@ -47,10 +47,15 @@ class LanguageServer:
         self.net = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         self.words = transformers.AutoTokenizer.from_pretrained(folder)
         self.lock = threading.Lock()
-        self.under_way = 0      # answers that are being sent: not for `clear`, which may come before the last of them is counted
+        self.under_way, self.gone = 0, threading.Event()
         self.clear()
 
     def clear(self):
+        """As new, when the last of the answers that are under way has been sent, or nobody waits for it."""
+        self.gone.set()
+        until = time.monotonic() + 20
+        while self.under_way and time.monotonic() < until:
+            time.sleep(0.005)
         self.faults, self.asked, self.keys, self.at, self.delay, self.most = [], [], [], [], 0.0, 0
         self.gone = threading.Event()
 
