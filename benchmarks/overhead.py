@@ -41,6 +41,13 @@ def ours(student, teacher, data, steps):
         yield
 
 
+def by_hand(logits, taught, y):
+    """KD's loss as one would write it by hand."""
+    p, q = (logits / T).log_softmax(-1), (taught / T).log_softmax(-1)
+    soft = F.kl_div(p, q, reduction="batchmean", log_target=True) * T * T
+    return ALPHA * soft + (1 - ALPHA) * F.cross_entropy(logits, y)
+
+
 def bare(student, teacher, data, steps):
     """The same, as one would write it by hand."""
     teacher.eval().requires_grad_(False)
@@ -53,10 +60,7 @@ def bare(student, teacher, data, steps):
         opt.param_groups[0]["lr"] = LR * (1 + math.cos(math.pi * step / steps)) / 2
         with torch.no_grad():
             taught = teacher(x)
-        logits = student(x)
-        p, q = (logits / T).log_softmax(-1), (taught / T).log_softmax(-1)
-        soft = F.kl_div(p, q, reduction="batchmean", log_target=True) * T * T
-        loss = ALPHA * soft + (1 - ALPHA) * F.cross_entropy(logits, y)
+        loss = by_hand(student(x), taught, y)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         opt.step()
@@ -94,9 +98,14 @@ def milliseconds(stream, steps):
     return 1e3 * (time.process_time() - began) / steps
 
 
-def main():
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:           # read by the C library when the process starts
+def keep_the_heap():
+    """Begin this process anew unless its freed memory stays with it: the C library reads that when a process starts."""
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HEAP})
+
+
+def main():
+    keep_the_heap()
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pairs", type=int, default=30)
     options.add_argument("--threads", type=int, default=1)

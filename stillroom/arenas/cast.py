@@ -1,6 +1,11 @@
-"""Who plays in an arena."""
+"""Who plays in an arena, and what its recipe makes otherwise."""
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
+from stillroom import recipe
+from stillroom.run import Run
 
 
 class Cast:
@@ -18,3 +23,10 @@ class Cast:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"this cast has no {name!r}; it has {', '.join(self.__dict__)}")
+
+
+@lru_cache(maxsize=32)
+def variant(name: str, seed: int, /, **fields: Any) -> Any:
+    """What the recipe's own trial makes with these fields changed; made once, and not to be changed."""
+    method, cast = recipe.module(name).trial(seed)
+    return replace(method, **fields)(Run(seed=seed), **cast.actors)

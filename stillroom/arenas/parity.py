@@ -1,15 +1,14 @@
 """Handwritten digits, odd or even: two classes of five kinds each, which the labels do not tell apart."""
 
 import copy
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom.arenas.alone import Alone
-from stillroom.arenas.cast import Cast
+from stillroom.arenas.cast import Cast, variant
 from stillroom.arenas.digits import split
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn, mlp
@@ -31,7 +30,7 @@ def parity(seed: int = 0) -> Cast:
     some = TensorDataset(*(t[:SEEN] for t in train.tensors))
     return Cast({"student": _student(seed), "teacher": copy.deepcopy(_teacher(seed)), "data": some},
                 data="scikit-learn digits, odd or even, 400 images", valid=valid, test=test,
-                accuracy=lambda net: accuracy(net, test), other=lambda **fields: _other(seed, tuple(fields.items())),
+                accuracy=lambda net: accuracy(net, test), other=partial(variant, "lelp", seed),
                 known=lambda: _known(seed))
 
 
@@ -45,14 +44,6 @@ def _teacher(seed: int) -> Module:
     torch.manual_seed(seed)
     x, y = split("clean", seed).train.tensors
     return Alone(steps=300)(Run(seed=seed), student=cnn(width=16, classes=2), data=TensorDataset(x, y % 2))
-
-
-@lru_cache(maxsize=16)
-def _other(seed: int, fields: tuple) -> Module:
-    from stillroom.recipes.classification.lelp import trial  # which stands on this ground itself
-
-    method, cast = trial(seed)
-    return replace(method, **dict(fields))(Run(seed=seed), **cast.actors)
 
 
 @lru_cache(maxsize=4)

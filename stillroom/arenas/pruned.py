@@ -1,15 +1,14 @@
 """Handwritten digits, one label in five wrong, of which a part is kept; the teacher, the student's twin, saw all labels right."""
 
 import copy
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom.arenas.alone import Alone
-from stillroom.arenas.cast import Cast
+from stillroom.arenas.cast import Cast, variant
 from stillroom.arenas.digits import split
 from stillroom.measure import accuracy
 from stillroom.models.small import mlp
@@ -29,7 +28,7 @@ def pruned(seed: int = 0) -> Cast:
     given = torch.where(torch.rand(len(y), generator=draw) < WRONG, (y + torch.randint(1, 10, y.shape, generator=draw)) % 10, y)
     actors = {"student": _net(1000 + seed), "teacher": copy.deepcopy(_teacher(seed)), "data": TensorDataset(x, given)}
     return Cast(actors, data="scikit-learn digits, one label in five wrong", valid=ground.valid, test=ground.test,
-                accuracy=lambda net: accuracy(net, ground.test), other=lambda **fields: _other(seed, tuple(fields.items())))
+                accuracy=lambda net: accuracy(net, ground.test), other=partial(variant, "data_pruning_kd", seed))
 
 
 def _net(seed: int) -> Module:
@@ -40,11 +39,3 @@ def _net(seed: int) -> Module:
 @lru_cache(maxsize=4)
 def _teacher(seed: int) -> Module:
     return Alone(steps=600)(Run(seed=seed), student=_net(seed), data=split("clean", seed).train)
-
-
-@lru_cache(maxsize=16)
-def _other(seed: int, fields: tuple) -> Module:
-    from stillroom.recipes.classification.data_pruning_kd import trial  # which stands on this ground itself
-
-    method, cast = trial(seed)
-    return replace(method, **dict(fields))(Run(seed=seed), **cast.actors)

@@ -1,15 +1,14 @@
 """Handwritten digits in random crops: a convolutional teacher and a small student that see a part of the image at a time."""
 
 import copy
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom.arenas.alone import Alone
-from stillroom.arenas.cast import Cast
+from stillroom.arenas.cast import Cast, variant
 from stillroom.arenas.digits import split
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn, mlp
@@ -27,7 +26,7 @@ def regions(seed: int = 0) -> Cast:
     ground = split("clean", seed)
     actors = {"student": _student(seed), "teacher": copy.deepcopy(_teacher(seed)), "data": ground.train}
     return Cast(actors, data="scikit-learn digits, in crops", valid=ground.valid, test=ground.test,
-                accuracy=lambda net: accuracy(net, ground.test), other=lambda **fields: _other(seed, tuple(fields.items())))
+                accuracy=lambda net: accuracy(net, ground.test), other=partial(variant, "ferkd", seed))
 
 
 def _student(seed: int) -> Module:
@@ -41,11 +40,3 @@ def _teacher(seed: int) -> Module:
     x, y = split("clean", seed).train.tensors
     crops = TensorDataset(torch.cat([x, *views.crops(x, 4, (LEAST, 1.0))]), y.repeat(5))
     return Alone(steps=300)(Run(seed=seed), student=cnn(width=16), data=crops)
-
-
-@lru_cache(maxsize=8)
-def _other(seed: int, fields: tuple) -> Module:
-    from stillroom.recipes.classification.ferkd import trial  # which stands on this ground itself
-
-    method, cast = trial(seed)
-    return replace(method, **dict(fields))(Run(seed=seed), **cast.actors)

@@ -1,13 +1,12 @@
 """Handwritten digits as a stream: two classes, then two others, until all ten have come; each image once."""
 
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
-from stillroom.arenas.cast import Cast
+from stillroom.arenas.cast import Cast, variant
 from stillroom.arenas.digits import split
 from stillroom.arenas.replay import Replay
 from stillroom.measure import accuracy
@@ -28,7 +27,7 @@ def stream(seed: int = 0) -> Cast:
     return Cast({"student": _net(seed), "tasks": tasks}, data="scikit-learn digits, two classes after two",
                 accuracy=lambda net: accuracy(net, ground.test),
                 early=lambda net: accuracy(net, part(ground.test, tuple(range(8)))),
-                replay=lambda: _replay(seed), other=lambda **fields: _other(seed, tuple(fields.items())))
+                replay=lambda: _replay(seed), other=partial(variant, "hpcr", seed))
 
 
 def part(data: TensorDataset, classes: tuple[int, ...]) -> TensorDataset:
@@ -46,11 +45,3 @@ def _net(seed: int) -> Module:
 @lru_cache(maxsize=16)
 def _replay(seed: int, lr: float = 0.02, memory: int = 100, least: float = 1.0) -> Module:
     return Replay(memory=memory, least=least, lr=lr)(Run(seed=seed), **stream(seed).actors)
-
-
-@lru_cache(maxsize=16)
-def _other(seed: int, fields: tuple) -> Module:
-    from stillroom.recipes.continual.hpcr import trial  # which stands on this ground itself
-
-    method, cast = trial(seed)
-    return replace(method, **dict(fields))(Run(seed=seed), **cast.actors)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.errors import Refused
-from stillroom.models.vit import IMAGENET, patchify
+from stillroom.models.vit import IMAGENET, patchify, stochastic_depth
 
 SIZES = {"tiny": (192, 4), "small": (432, 9), "base": (768, 16)}      # dim, heads
 
@@ -92,9 +92,7 @@ class Block(Module):
         return x + self._dropped(self.mlp(self.norm2(x)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        if not self.training or not self.drop:
-            return branch
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop) / (1 - self.drop)
+        return stochastic_depth(branch, self.drop) if self.training else branch
 
 
 class Attention(Module):

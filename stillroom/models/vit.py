@@ -94,9 +94,13 @@ class Block(Module):
         return x + self._dropped(self.mlp(self.norm2(x)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        if not self.training or not self.drop:
-            return branch
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop) / (1 - self.drop)
+        return stochastic_depth(branch, self.drop) if self.training else branch
+
+
+def stochastic_depth(branch: Tensor, drop: float) -> Tensor:
+    """A branch [batch, tokens, dim], left out for each sample with probability `drop`, and larger where it stays (Huang et al.
+    2016)."""
+    return branch * (torch.rand(len(branch), 1, 1, device=branch.device) >= drop) / (1 - drop) if drop else branch
 
 
 class MAE(Module):
