@@ -157,4 +157,4 @@ def test_it_is_worth_two_points_over_the_wrong_labels_and_no_worse_than_one_teac
     method, cast = trial(seed)
     ours = cast.accuracy(method(Run(seed=seed), **cast.actors))
     assert ours > cast.accuracy(cast.alone()) + 2
-    assert ours > max(cast.accuracy(cast.kd(i)) for i in range(2)) - 1.1
+    assert ours > max(cast.accuracy(cast.kd(i)) for i in range(2)) - 1 - 1e-9       # a tie, to the last bit, is no loss
