@@ -11,8 +11,8 @@ import torch
 from stillroom.errors import Refused
 
 EXTRAS = {"timm": "vision", "torchvision": "vision", "transformers": "text", "tokenizers": "text", "datasets": "data",
-          "ray": "cluster", "pyarrow": "parquet", "accelerate": "offload", "gymnasium": "rl", "minigrid": "rl", "onnx": "export",
-          "onnxscript": "export", "onnxruntime": "export"}
+          "ray": "cluster", "pyarrow": "parquet", "accelerate": "offload", "gymnasium": "rl", "minigrid": "rl", "mujoco": "rl",
+          "torch_geometric": "graphs", "faiss": "retrieval", "onnx": "export", "onnxscript": "export", "onnxruntime": "export"}
 SCHEMAS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _kept: list[torch.library.Library] = []      # a Library that is collected takes its schemas with it
