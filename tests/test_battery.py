@@ -263,6 +263,7 @@ def same_luck_for_all(monkeypatch):
 
 @every
 def test_two_halves_are_one_whole_or_refused(name, monkeypatch):
+    stage(name)      # before the draws are constant: an arena keeps what it made for the tests that follow
     with same_luck_for_all(monkeypatch):
         whole = plain(play(name, Run(), steps=2))
         try:
