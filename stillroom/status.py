@@ -9,7 +9,7 @@ from typing import Any
 from stillroom import recipe
 
 PACKAGES = ("stillroom", "torch", "numpy", "scipy", "scikit-learn", "timm", "torchvision", "transformers", "datasets",
-            "gymnasium", "minigrid")
+            "gymnasium", "minigrid", "mujoco", "torch-geometric", "faiss-cpu")
 HERE = Path(__file__).parent
 FOLDERS = (HERE.parent / "proofs", HERE / "proofs")      # of a checkout, of an installed package
 

@@ -20,15 +20,17 @@ def show(name: Name) -> None:
 
 
 def proof(name: str) -> str:
-    """What `stillroom prove` measured, in two lines."""
+    """What `stillroom prove` measured, in two lines or three."""
     found = status.proof(name)
     if not found:
         return f"proof: not measured yet (stillroom prove {name})"
     ours, beats = found["ours"], found["beats"]
+    also = ", ".join(f"{who} {spread['mean']:.4g}" for who, spread in found["also"].items())
     return (f"proof: {ours['mean']:.4g} ± {ours['std']:.2g} {found['unit']} ({found['better']} is better), "
             f"{found['baseline']} {beats['mean']:.4g} ± {beats['std']:.2g}\n"
             f"       better with {status.wins(found)} of {len(found['seeds'])} seeds, in {found['seconds']:.0f} s; "
-            f"{found['data']}{'' if found['real'] else ' (drawn by a formula, not real)'}")
+            f"{found['data']}{'' if found['real'] else ' (drawn by a formula, not real)'}"
+            + (f"\n       beside it: {also}" if also else ""))
 
 
 def _flag(field: recipe.Field) -> str:

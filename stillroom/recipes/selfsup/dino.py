@@ -90,7 +90,7 @@ def trial(seed=0):
 
 
 def proof(student, cast):
-    """Fifty labelled neighbours name more test digits by its features than by those of the network it began as."""
+    """The twenty nearest of fifty labelled images name more test digits by its features than by those it began with."""
     also = {"the pixels themselves": cast.neighbours(cast.pixels), "linear probe": cast.probe(student),
             "linear probe, untrained": cast.probe(cast.untrained), "linear probe, pixels": cast.probe(cast.pixels)}
     return Proof(cast.neighbours(student), beats=cast.neighbours(cast.untrained), unit="accuracy of 20 neighbours",
