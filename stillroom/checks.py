@@ -31,11 +31,13 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
     rows = _rows(recipe)
     if isinstance(student, Module) and "student" in rows.get("learns", ""):
         _learns(student)
-    if isinstance(student, Module) and isinstance(teacher, Module):
-        _apart(student, teacher)
-        _one_scale(student, teacher)
-    if isinstance(teacher, Module):
-        taught(teacher, rows)
+    teachers = {"teacher": teacher, **{f"others[{i}]": other for i, other in enumerate(actors.get("others") or ())}}
+    teachers = {name: net for name, net in teachers.items() if isinstance(net, Module)}
+    for net in teachers.values():
+        if isinstance(student, Module):
+            _apart(student, net)
+            _one_scale(student, net)
+        taught(net, rows)
     if data is None or wanted["data"].annotation is not Dataset:
         return
     with _undisturbed():
@@ -45,8 +47,8 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
     if not isinstance(x, Tensor | dict):
         return
     tagged(x, ids(data)[:2])
-    _in_range(x, student, teacher)
-    nets = {name: net for name, net in (("student", student), ("teacher", teacher)) if isinstance(net, Module)}
+    _in_range(x, student, *teachers.values())
+    nets = {**({"student": student} if isinstance(student, Module) else {}), **teachers}
     if "logits" in rows.get("reads", ""):
         _classes({name: _width(name, net, x) for name, net in nets.items()}, data, y)
         for name, net in nets.items():
@@ -315,9 +317,11 @@ def _classes(widths: Mapping[str, int | None], data: Any, y: Tensor | None) -> N
     """As many classes in student, teacher and data."""
     known = {who: n for who, n in widths.items() if n is not None}
     names = getattr(data, "classes", None)
-    if len(set(known.values())) > 1:
-        raise Refused(f"the student tells {known['student']} classes apart, the teacher {known['teacher']}",
-                      f"build the student with the teacher's: classes={known['teacher']}; or a teacher for the data's classes")
+    first = next(iter(known), "")
+    for who, n in known.items():
+        if n != known[first]:
+            fit = f"build the student with the teacher's: classes={n}; or " if first == "student" else ""
+            raise Refused(f"the {first} tells {known[first]} classes apart, the {who} {n}", fit + "a teacher for the data's classes")
     for who, n in known.items():
         if names and len(names) != n:
             raise Refused(f"the {who} tells {n} classes apart, the data have {len(names)}", f"zoo.model(…, classes={len(names)})")

@@ -88,12 +88,16 @@ def scaled(classes=10, channels=1, named=None):
     return net
 
 
-SHARED = mlp()
+SHARED, AGAIN = mlp(), mlp()
 X = torch.rand(1, 8, 8)
 
 
 def kd(student=mlp, teacher=mlp, data=digits):
     return KD, {"student": student, "teacher": teacher, "data": data}
+
+
+def meal(others, student=mlp):
+    return load("meal_v2"), {"student": student, "teacher": mlp, "others": others, "data": digits}
 
 
 def alone(student=mlp, data=digits):
@@ -138,6 +142,10 @@ WRONG = {
                       "share 4 parameters", "copy.deepcopy"),
     "a teacher that never learnt": (kd(teacher=zoo_mlp), "small:mlp was never trained", "teach --student small:mlp"),
     "classes of the student": (kd(student=lambda: mlp(classes=7)), "student tells 7 classes apart, the teacher 10", "classes=10"),
+    "classes of a second teacher": (meal(lambda: [mlp(), mlp(classes=7)]),
+                                    "student tells 10 classes apart, the others[1] 7", "teacher for the data's classes"),
+    "a second teacher that never learnt": (meal(lambda: [zoo_mlp()]), "small:mlp was never trained", "teach --student small:mlp"),
+    "the student as a second teacher": (meal(lambda: [AGAIN], student=lambda: AGAIN), "share 4 parameters", "copy.deepcopy"),
     "classes of both": (kd(**nets(3), data=lambda: named(digits(classes=2), ["a", "b"])),
                         "the student tells 3 classes apart, the data have 2", "classes=2"),
     "classes of the baseline": (alone(data=lambda: named(digits(), [*"abc"])), "10 classes apart, the data have 3", "classes=3"),
