@@ -320,8 +320,9 @@ def _classes(widths: Mapping[str, int | None], data: Any, y: Tensor | None) -> N
     first = next(iter(known), "")
     for who, n in known.items():
         if n != known[first]:
-            fit = f"build the student with the teacher's: classes={n}; or " if first == "student" else ""
-            raise Refused(f"the {first} tells {known[first]} classes apart, the {who} {n}", fit + "a teacher for the data's classes")
+            build = f"build the student with the teacher's: classes={n}; or " if first == "student" else ""
+            raise Refused(f"the {first} tells {known[first]} classes apart, the {who} {n}",
+                          f"{build}a teacher for the data's classes")
     for who, n in known.items():
         if names and len(names) != n:
             raise Refused(f"the {who} tells {n} classes apart, the data have {len(names)}", f"zoo.model(…, classes={len(names)})")
