@@ -35,8 +35,6 @@ from stillroom.settings import ALONE, Settings
 from stillroom.store import origin
 from stillroom.zoo.specs import moved
 
-READING = ("size", "channels", "skip_corrupt")      # options by which data are read
-
 
 @dataclass(frozen=True)
 class Job:
@@ -66,13 +64,12 @@ def prepare(chosen: Settings) -> Job:
 def stored(chosen: Settings) -> tuple[Settings, dict[str, Any]]:
     """The settings of a run whose teacher is a store, with the store's data and how they were read where nothing else is said;
     and the store's origin, for its views. Raises `Refused`."""
-    folder, told = origin.of_teachers([spec for name, spec in chosen.actors.items() if name != "data"])
-    if not folder or "data" not in {a.name for a in settings.signature(chosen.recipe)[0]}:
+    if "data" not in {a.name for a in settings.signature(chosen.recipe)[0]}:
         return chosen, {}
-    if not told and "data" not in chosen.actors:
-        raise Refused(f"{folder} does not say of which data it is: it was written from Python", "name them: --data SPEC")
-    reading = {k: v for k, v in told.items() if k in READING and k not in chosen.given}
-    return replace(chosen, actors={"data": told.get("data", ""), **chosen.actors}, options=chosen.options | reading), told
+    teachers = [spec for name, spec in chosen.actors.items() if name != "data"]
+    data, reading, told = origin.brought(teachers, chosen.actors.get("data"))
+    options = chosen.options | {k: v for k, v in reading.items() if k not in chosen.given}
+    return replace(chosen, actors={**({"data": data} if data else {}), **chosen.actors}, options=options), told
 
 
 def _sound(chosen: Settings) -> None:

@@ -100,7 +100,9 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
     for name, value in (("seeds", seeds), ("batch", batch)):
         if value < 1:
             raise Refused(f"{name}={value}", "a whole number from 1")
-    given, options = _stored(given, options)
+    teachers = [given["teacher"]] if isinstance(given["teacher"], str) else []
+    named, reading, _ = origin.brought(teachers, given["data"])
+    given, options = {**given, "data": named}, {**options, **{k: v for k, v in reading.items() if not options[k]}}
     if given["data"] and not (given["teacher"] and given["student"]):
         raise Refused("data of your own need a teacher and a student of your own",
                       "add --teacher and --student (`stillroom teach` makes a teacher), or leave out --data to use the digits")
@@ -123,15 +125,6 @@ def plan(methods: Sequence[str], given: dict[str, Any], *, regime: str, seeds: i
         ground=lru_cache(maxsize=1)(lambda seed: ground(given, regime, seed, reading)),
         options={k: v for k, v in options.items() if k not in READING},
         command=_command(methods, given, words, out))
-
-
-def _stored(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A teacher that is a store brings its data, and how they were read, where nothing else is said. Raises `Refused`."""
-    folder, told = origin.of_teachers([given["teacher"]] if isinstance(given["teacher"], str) else [])
-    if folder and not told and not given["data"]:
-        raise Refused(f"{folder} does not say of which data it is: it was written from Python", "name them: --data SPEC")
-    return ({**given, "data": given["data"] or told.get("data", "")},
-            {**options, **{k: told[k] for k in READING if k in told and not options[k]}})
 
 
 def parse_budget(budget: int | str) -> tuple[str, float]:

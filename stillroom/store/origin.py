@@ -10,6 +10,7 @@ from stillroom.store.views import Views
 from stillroom.zoo.specs import moved
 
 KIND = "store:"      # what a teacher's name begins with when a store is meant
+READING = ("size", "channels", "skip_corrupt")      # options by which data are read
 
 
 def origin(folder: str | Path) -> dict[str, Any]:
@@ -55,3 +56,12 @@ def of_teachers(specs: list[str]) -> tuple[str, dict[str, Any]]:
             raise Refused(f"{folder} and {folders[0]} are stores of different data, or of different views of them",
                           "write both with the same --data, --views, --augment, --mixup, --cutmix and --seed")
     return (folders[0], origin(folders[0])) if folders else ("", {})
+
+
+def brought(specs: list[str], data: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What a store among teachers' names brings: its data unless `data` are named, how the zoo read them, and its origin;
+    ("", {}, {}) when none is a store. Raises `Refused` when it cannot say which data they are."""
+    folder, told = of_teachers(specs)
+    if folder and not told and not data:
+        raise Refused(f"{folder} does not say of which data it is: it was written from Python", "name them: --data SPEC")
+    return data or told.get("data", ""), {k: told[k] for k in READING if k in told}, told
