@@ -18,14 +18,15 @@ def flatten(model: Module) -> Tensor:
 def flat_call(model: Module, weights: Tensor, *inputs) -> Tensor:
     """What `model` says with `weights` [weights] in the place of its own, which stay as they are; differentiable in both.
 
-    Raises `ValueError` when the vector is of another length. Buffers are the model's own: use nets without batch statistics.
+    Raises `ValueError` when the vector is of another length. Buffers are copies: batch statistics that it takes are forgotten.
     """
     own = dict(model.named_parameters())
     sizes = [p.numel() for p in own.values()]
     if weights.numel() != sum(sizes):
         raise ValueError(f"{weights.numel()} weights for a network of {sum(sizes)}")
     parts = (part.view_as(p) for part, p in zip(weights.split(sizes), own.values(), strict=True))
-    return functional_call(model, dict(zip(own, parts, strict=True)), inputs)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return functional_call(model, {**buffers, **dict(zip(own, parts, strict=True))}, inputs)
 
 
 def fresh(model: Module) -> Module:
