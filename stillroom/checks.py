@@ -279,11 +279,13 @@ def _width(name: str, net: Module, x: Any) -> int | None:
     batch = to_device(x, placed(inner))
     try:
         with _undisturbed(), resting(net):
-            out = net(batch)
+            of_transformers = isinstance(batch, dict) and callable(getattr(inner, "get_input_embeddings", None))
+            out = net(**batch) if of_transformers else net(batch)
     except Refused:
         raise
     except Exception as error:
         raise _does_not_take(name, inner, x, error) from error
+    out = getattr(out, "logits", out)
     return out.shape[1] if isinstance(out, Tensor) and out.ndim == 2 else None
 
 

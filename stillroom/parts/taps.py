@@ -94,27 +94,34 @@ class Hidden:
     """The hidden states of a transformers model. See `hidden`."""
 
     def __init__(self, model: Module, which: tuple[int, ...]):
-        found = [name for name, m in model.named_modules() if callable(getattr(m, "get_input_embeddings", None))]
-        if not found:
-            raise Refused(f"{type(model).__name__} holds no transformers model", "read modules by name: Tap(model, …)")
-        self.model, self.name, self.which = model, found[0], which
-        _record(model)
+        self.model, self.name, self.which = model, _transformer(model), which
 
     def __call__(self, *inputs: Any, **named: Any) -> tuple[Tensor, list[Tensor]]:
         return _call(self, [self.name], inputs, named)
 
     def read(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        if inputs and isinstance(inputs[0], Mapping):
-            inputs, named = inputs[1:], {**inputs[0], **named}
-        config: Any = self.model.get_submodule(self.name).config
-        before, config.output_hidden_states = config.output_hidden_states, True
-        try:
-            out, (full,) = _listen(self.model, [self.name], inputs, named)
-        finally:
-            config.output_hidden_states = before
+        out, full = _told(self, inputs, named, output_hidden_states=True)
         states = list(full.hidden_states)
-        out = out if isinstance(out, Tensor) else out["logits"] if "logits" in out else out[0]
         return out, [states[i] for i in self.which] if self.which else states
+
+
+class Latents:
+    """The hidden states and attention maps of a transformers model. See `latents`."""
+
+    def __init__(self, model: Module):
+        self.model, self.name = model, _transformer(model)
+
+    def __call__(self, *inputs: Any, **named: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        return _call(self, [self.name], inputs, named)
+
+    def read(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        # only the plain implementation holds the maps at all: the fused ones never write them down
+        out, full = _told(self, inputs, named, output_hidden_states=True, output_attentions=True, _attn_implementation="eager")
+        maps = list(full.attentions or [None])
+        if any(m is None for m in maps):
+            raise Refused(f"{type(self.model.get_submodule(self.name)).__name__} does not tell its attention",
+                          "take an encoder of transformers that has output_attentions")
+        return out, list(full.hidden_states), maps
 
 
 def stages(model: Module, *which: int) -> Stages | Stored:
@@ -133,6 +140,17 @@ def hidden(model: Module, *which: int) -> Hidden | Stored:
     A model without logits gives its last hidden state instead. Raises `Refused` when there is no transformers model.
     """
     return _stored(model, "hidden", which) or Hidden(model, which)
+
+
+def latents(model: Module) -> Latents:
+    """A tap on a transformers model, alone or inside another: `logits, states, maps = tap(x)`, `tap(batch)` or `tap(**batch)`.
+
+    States [batch, tokens, dim] of the embedding and each layer, maps [batch, heads, tokens, tokens] of each layer: the softmax of
+    attention, 0 on padding where the batch has an attention mask. Other modules are read the same if they have
+    `get_input_embeddings` and a `config`, and return `hidden_states` and `attentions` as `models.bert` does. Raises `Refused`
+    when there is none, or none that tells its attention.
+    """
+    return Latents(model)
 
 
 def keys(model: Module, x: Tensor, patch: int) -> Tensor:
@@ -181,6 +199,34 @@ def _stored(model: Module, kind: str, which: tuple[int, ...]) -> Stored | None:
         return None
     depth = inner.rows.about["depth"]
     return Stored(model, *_numbered(kind, which, depth) if depth else (kind,))
+
+
+def _transformer(model: Module) -> str:
+    """The name of the first transformers model in a model, made ready to be read."""
+    found = [name for name, m in model.named_modules() if callable(getattr(m, "get_input_embeddings", None))]
+    if not found:
+        raise Refused(f"{type(model).__name__} holds no transformers model", "read modules by name: Tap(model, …)")
+    _record(model)
+    return found[0]
+
+
+def _told(tap, inputs: tuple[Any, ...], named: dict[str, Any], **asked: Any) -> tuple[Tensor, Any]:
+    """Logits, or what comes first where there are none, and all that the transformers model returns when its configuration asks
+    for more during this call."""
+    if inputs and isinstance(inputs[0], Mapping):
+        inputs, named = inputs[1:], {**inputs[0], **named}
+    config: Any = tap.model.get_submodule(tap.name).config
+    before = {name: getattr(config, name) for name in asked if hasattr(config, name)}
+    try:
+        for name in reversed(before):                            # eager first: transformers refuses to ask others for maps
+            setattr(config, name, asked[name])
+        out, (full,) = _listen(tap.model, [tap.name], inputs, named)
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+    if isinstance(out, Mapping) and "logits" in out:
+        return out["logits"], full
+    return out if isinstance(out, Tensor) else out[0], full
 
 
 def _listen(model: Module, names: list[str], inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, list[Any]]:
