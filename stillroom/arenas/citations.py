@@ -50,7 +50,8 @@ def split(seed: int, unseen: float = 0.0) -> SimpleNamespace:
     """The graph with all labels, what may be seen of it, and the samples to choose by and to report on."""
     graph, name, real = whole_graph()
     train, valid, test = cut(graph.targets, EACH, EACH_VALID, seed)
-    hidden = test[: round(unseen * len(test))]
+    draw = torch.Generator().manual_seed(seed)
+    hidden = test[torch.randperm(len(test), generator=draw)[: round(unseen * len(test))]]
     there = torch.ones(len(graph), dtype=torch.bool).index_fill(0, hidden, False)
     judged = hidden if unseen else test
     return SimpleNamespace(all=graph, seen=graph.known(train).only(there.nonzero().flatten()), name=name, real=real, index=judged,
