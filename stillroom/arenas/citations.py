@@ -24,6 +24,7 @@ from stillroom.zoo.graphs import planetoid
 
 EACH, EACH_VALID = 20, 30      # labelled papers a class, and those to choose by
 WIDTH, CODES = 64, 512         # of the teacher
+NOISE = 0.6                    # on digits, whose ink is 0 to 1
 
 
 def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
@@ -64,17 +65,18 @@ def whole_graph() -> tuple[Nodes, str, bool]:
     try:
         return planetoid("cora").graph, "Cora", True
     except Refused:
-        return alike(), "scikit-learn digits, each tied to the five most alike", False
+        return alike(), "scikit-learn digits under noise, each tied to the five most alike", False
 
 
-def alike(near: int = 5) -> Nodes:
-    """Handwritten digits as nodes; an edge to each of the nearest, and back."""
+def alike(near: int = 5, noise: float = NOISE) -> Nodes:
+    """Handwritten digits as nodes; an edge to each of the nearest, and back. Then noise falls on them: edges know more."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     x = torch.tensor(raw.data, dtype=torch.float32) / 16
     away = torch.cdist(x, x).fill_diagonal_(torch.inf)
     ends = torch.stack([torch.arange(len(x)).repeat_interleave(near), away.topk(near, largest=False).indices.flatten()])
+    x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     return nodes(Nodes(x, torch.tensor(raw.target), torch.cat([ends, ends.flip(0)], 1).unique(dim=1)))
 
 
