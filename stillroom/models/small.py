@@ -3,9 +3,10 @@
 from torch import nn
 
 
-def mlp(inputs: int = 64, hidden: int = 32, classes: int = 10) -> nn.Sequential:
-    """[batch, …] with `inputs` numbers a sample → logits [batch, classes]."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+def mlp(inputs: int = 64, hidden: int = 32, classes: int = 10, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
+    """[batch, …] with `inputs` numbers a sample → logits [batch, classes]; `norm`: of the batch, before the ReLU."""
+    between = [nn.BatchNorm1d(hidden)] * norm + [nn.ReLU()] + [nn.Dropout(dropout)] * (dropout > 0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), *between, nn.Linear(hidden, classes))
 
 
 def cnn(width: int = 32, classes: int = 10, channels: int = 1, depth: int = 2) -> nn.Sequential:

@@ -94,9 +94,11 @@ def adamw(*targets: Module | Tensor, lr: float | Schedule, decay: float | Schedu
 
 
 def adam(*targets: Module | Tensor, lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-         clip: float | None = None) -> Optimiser:
-    """Adam without weight decay over modules and leaf tensors."""
-    return Optimiser(torch.optim.Adam(_params(targets), lr=1.0, betas=betas, eps=eps, fused=True), lr, clip)
+         decay: float = 0.0, clip: float | None = None) -> Optimiser:
+    """Adam over modules and leaf tensors. decay: times the weights, of all of them, is added to the gradient, as in the
+    literature on graphs."""
+    inner = torch.optim.Adam(_params(targets), lr=1.0, betas=betas, eps=eps, weight_decay=decay, fused=True)
+    return Optimiser(inner, lr, clip)
 
 
 def _params(targets: tuple[Module | Tensor, ...]) -> list[Tensor]:
