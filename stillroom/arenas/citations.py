@@ -6,7 +6,6 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
@@ -40,7 +39,7 @@ def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
     features, classes = ground.all.x.shape[1], int(ground.all.targets.max()) + 1
     torch.manual_seed(2000 + seed)
     teacher = Tokenizer(GNN((features, WIDTH), open=True, dropout=0.8), GNN((WIDTH, classes)), WIDTH, CODES)
-    return Cast({"student": _student(seed, features, classes), "teacher": teacher, "data": ground.seen}, data=ground.name,
+    return Cast({"student": _student(seed), "teacher": teacher, "data": ground.seen}, data=ground.name,
                 real=ground.real, ground=ground, accuracy=lambda net: accuracy(net, ground.judged),
                 alone=lambda: _alone(seed, unseen), taught=lambda: _taught(seed, unseen),
                 other=lambda **fields: _other(seed, unseen, **fields))
@@ -48,15 +47,21 @@ def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
 
 @lru_cache(maxsize=4)
 def split(seed: int, unseen: float = 0.0) -> SimpleNamespace:
-    """The graph with all labels, what may be seen of it, and the samples to choose by and to report on."""
-    graph, name, real = whole_graph()
+    """The graph, parted by the seed."""
+    return parted(*whole_graph(), seed, unseen)
+
+
+def parted(graph: Nodes, name: str, real: bool, seed: int, unseen: float) -> SimpleNamespace:
+    """all: the graph with every label; seen: what may be seen of it; labelled, valid, judged: samples to learn from, to choose
+    by and to report on; index: where the last lie in the graph."""
     train, valid, test = cut(graph.targets, EACH, EACH_VALID, seed)
     draw = torch.Generator().manual_seed(seed)
     hidden = test[torch.randperm(len(test), generator=draw)[: round(unseen * len(test))]]
     there = torch.ones(len(graph), dtype=torch.bool).index_fill(0, hidden, False)
-    judged = hidden if unseen else test
-    return SimpleNamespace(all=graph, seen=graph.known(train).only(there.nonzero().flatten()), name=name, real=real, index=judged,
-                           labelled=_samples(graph, train), valid=_samples(graph, valid), judged=_samples(graph, judged))
+    index = hidden if unseen else test
+    labelled, choosing, judged = (TensorDataset(graph.x[part], graph.targets[part]) for part in (train, valid, index))
+    return SimpleNamespace(all=graph, seen=nodes(graph.known(train).only(there.nonzero().flatten()), graph.hyper), name=name,
+                           real=real, index=index, labelled=labelled, valid=choosing, judged=judged)
 
 
 @lru_cache(maxsize=1)
@@ -80,13 +85,10 @@ def alike(near: int = 5, noise: float = NOISE) -> Nodes:
     return nodes(Nodes(x, torch.tensor(raw.target), torch.cat([ends, ends.flip(0)], 1).unique(dim=1)))
 
 
-def _samples(graph: Nodes, index: Tensor) -> TensorDataset:
-    return TensorDataset(graph.x[index], graph.targets[index])
-
-
-def _student(seed: int, features: int, classes: int) -> Module:
+def _student(seed: int) -> Module:
+    x, y = split(seed).labelled.tensors
     torch.manual_seed(1000 + seed)
-    return mlp(features, 128, classes, dropout=0.6)
+    return mlp(x.shape[1], 128, int(y.max()) + 1, dropout=0.6)
 
 
 @lru_cache(maxsize=4)
@@ -117,11 +119,14 @@ def _other(seed: int, unseen: float, **fields) -> Module:
 
 @lru_cache(maxsize=4)
 def _alone(seed: int, unseen: float) -> Module:
-    ground = split(seed, unseen)
-    x, y = ground.labelled.tensors
-    run, net = Run(seed=seed), _student(seed, x.shape[1], int(y.max()) + 1)
-    opt = optim.adam(net, lr=0.01, decay=5e-3)
+    return by_labels(_student(seed), split(seed, unseen).labelled, seed, decay=5e-3)
+
+
+def by_labels(net: Module, labelled: TensorDataset, seed: int, decay: float) -> Module:
+    """A network taught by labels alone, with the rate of the papers."""
+    run, opt = Run(seed=seed, device="cpu"), optim.adam(net, lr=0.01, decay=decay)
     run.keep(net=net, opt=opt)
+    x, y = labelled.tensors
     for _ in run.loop(steps=200):
         run.update(opt, labels=losses.labels(net(x), y))
     return net.eval()

@@ -52,12 +52,12 @@ class Nodes(Dataset):
         return Nodes(self.x[index], self.targets[index], ends, self.hyper)
 
 
-def nodes(data: Any, hyper: bool = False) -> Nodes:
+def nodes(data: Any, hyper: bool = False, labelled: bool = False) -> Nodes:
     """`Nodes` as they are, or from what PyTorch Geometric calls `Data`: x, y, edge_index or hyperedge_index, and train_mask,
     outside of which labels are left out.
 
     hyper: a hypergraph is wanted; a graph becomes one by `hyperedges`, and a vertex of no hyperedge gets its own.
-    Raises `Refused` where something is missing or does not fit.
+    labelled: some node must have a label. Raises `Refused` where something is missing or does not fit.
     """
     if not isinstance(data, Nodes):
         data = _from_geometric(data)
@@ -72,6 +72,8 @@ def nodes(data: Any, hyper: bool = False) -> Nodes:
     if ((data.targets < 0) & (data.targets != UNLABELLED)).any():
         raise Refused(f"a label is {int(data.targets[data.targets != UNLABELLED].min())}",
                       f"classes run from 0; {UNLABELLED} means no label")
+    if labelled and not (data.targets != UNLABELLED).any():
+        raise Refused("no node has a label, and the method learns from labels", "label a few, or check train_mask")
     ends = edges[:1] if data.hyper else edges
     if edges.ndim != 2 or len(edges) != 2 or edges.is_floating_point() or (
             edges.numel() and not 0 <= int(edges.min()) <= int(ends.max()) < n):

@@ -80,6 +80,13 @@ def test_what_does_not_fit_is_refused(spoil, word):
         nodes(Data(**{"x": graph.x, "y": graph.targets, "edge_index": graph.edges} | spoil))
 
 
+def test_a_method_that_learns_from_labels_refuses_a_graph_without():
+    graph = some().known(torch.arange(0))
+    nodes(graph)
+    with pytest.raises(Refused, match="no node has a label"):
+        nodes(graph, labelled=True)
+
+
 def test_a_hypergraph_is_no_graph_and_a_lone_vertex_gets_its_own_hyperedge():
     graph = Nodes(torch.randn(3, 2), torch.zeros(3, dtype=torch.long), torch.tensor([[0, 1], [0, 0]]), hyper=True)
     with pytest.raises(Refused, match="this is a hypergraph"):

@@ -51,7 +51,7 @@ class VQGraph(Recipe):
 
     def distill(self, run: Run, student: Module, teacher: Module, data: Nodes) -> Module:
         """`teacher`: a `models.nodes.Tokenizer` around two halves of any GNN; `data` may be PyTorch Geometric's."""
-        graph = nodes(data).to(run.device)
+        graph = nodes(data, labelled=self.steps_teacher > 0).to(run.device)
         x, edges = graph.x, graph.edges
         opt = optim.adam(teacher, lr=self.lr, decay=self.decay_teacher)
         run.keep(teacher=teacher, opt_teacher=opt)
