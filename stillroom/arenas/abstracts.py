@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +28,31 @@ MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"     
 Reader = Literal["lsa", "minilm", "digits"]
 
 
+class Searched(Protocol):
+    """What judges take: the `Index`, or another that is asked in the same way."""
+
+    def search(self, queries: Tensor, k: int, nprobe: int) -> tuple[Tensor, Tensor]: ...
+
+
 def abstracts(seed: int = 0, reader: Reader = "lsa") -> Cast:
     """Documents, queries to learn from, none with a label, and judges of an index on other queries.
 
-    Of Cranfield, 1,400 abstracts are the documents and their titles the queries to learn from; the collection's own queries
+    Of Cranfield, 1,400 abstracts are the documents and their sentences the queries to learn from; the collection's own queries
     judge. Where it is missing, 1,200 digits are the documents, 300 others the queries.
     reader: "lsa" latent semantic analysis; "minilm" a sentence encoder, if it is installed; "digits" pixels
 
-    recall(index)   of the documents that the exact search finds first, ten each, the share among the index's first ten, percent
-    human(index)    Recall@10, MRR@10, MAP by the collection's judgements; of digits, by class
-    other(**fields) what the recipe's trial makes with these fields changed
+    recall(index)    of the documents that the exact search finds first, ten each, the share among the index's first ten, percent
+    human(index)     Recall@10, MRR@10, MAP by the collection's judgements; of digits, by class
+    exact            the exact search, which judges take, too
+    other(**fields)  what the recipe's trial makes with these fields changed
+
     Judges take `nprobe`, 4 when left out, and `valid=True` for the queries that settings are chosen on.
     """
     ground = _ground(reader, seed)
     data = TensorDataset(ground.train, torch.full((len(ground.train),), UNLABELLED))
-    return Cast({"data": data, "documents": ground.documents.clone()}, data=ground.words,
-                recall=partial(_recall, ground), human=partial(_human, ground), ground=ground,
+    return Cast({"data": data, "documents": ground.documents.clone()}, data=ground.words, ground=ground,
+                recall=partial(_recall, ground), human=partial(_human, ground),
+                exact=SimpleNamespace(search=lambda queries, k, nprobe: (queries @ ground.documents.T).topk(k)),
                 other=partial(variant, "distill_vq", seed))
 
 
@@ -54,20 +63,18 @@ def _ground(reader: Reader, seed: int) -> SimpleNamespace:
     except Refused:
         folder = None
     documents, train, queries, relevant, words = _cranfield(folder, reader) if folder else _digits(seed)
-    best = [(queries @ documents.T).topk(10).indices[i].tolist() for i in range(len(queries))]
+    best = (queries @ documents.T).topk(10).indices.tolist()
     parts = {"valid": slice(VALID), "test": slice(VALID, None)}
     return SimpleNamespace(documents=documents, train=train, words=words,
                            asked={k: (queries[s], best[s], relevant[s]) for k, s in parts.items()})
 
 
-@torch.no_grad()
-def _recall(ground: SimpleNamespace, index: Index, nprobe: int = 4, valid: bool = False) -> float:
+def _recall(ground: SimpleNamespace, index: Searched, nprobe: int = 4, valid: bool = False) -> float:
     queries, best, _ = ground.asked["valid" if valid else "test"]
     return recall(index.search(queries, 10, nprobe)[1], best)
 
 
-@torch.no_grad()
-def _human(ground: SimpleNamespace, index: Index, nprobe: int = 4, valid: bool = False) -> dict[str, float]:
+def _human(ground: SimpleNamespace, index: Searched, nprobe: int = 4, valid: bool = False) -> dict[str, float]:
     queries, _, relevant = ground.asked["valid" if valid else "test"]
     found = index.search(queries, len(ground.documents), nprobe)[1]
     return {"Recall@10": recall(found, relevant), "MRR@10": mrr(found, relevant), "MAP": average_precision(found, relevant)}
@@ -84,7 +91,7 @@ def _cranfield(folder: Path, reader: Reader) -> tuple[Tensor, Tensor, Tensor, li
 
 
 def cranfield(folder: Path) -> tuple[list[str], list[str], list[str], list[list[int]]]:
-    """Abstracts, two of them empty, their sentences, queries, and the numbers of the abstracts that are relevant to each query."""
+    """Abstracts, two of them empty, their sentences, queries, and of each query the numbers of the relevant abstracts."""
     def read(name: str) -> str:
         with gzip.open(folder / name, "rt", encoding="utf-8") as file:
             return file.read()

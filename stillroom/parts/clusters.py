@@ -20,7 +20,7 @@ def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def kmeans(x: Tensor, count: int, rounds: int = 25, centres: Tensor | None = None) -> Tensor:
-    """Centres [..., count, dim] of the points x [..., points, dim], by Lloyd's algorithm; leading dimensions are sets of their own.
+    """Centres [..., count, dim] of points x [..., points, dim], by Lloyd's algorithm; leading dimensions are sets of their own.
 
     They begin as points drawn without replacement from torch's generator, or as the given ones. A centre that loses all its
     points moves to a point that is farthest from its own. Raises `Refused` where there are fewer points than centres.
