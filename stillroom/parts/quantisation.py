@@ -45,7 +45,7 @@ def chosen(x: Tensor, codebooks: Tensor, sharp: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def rotation(x: Tensor, subspaces: int, codewords: int, rounds: int = 30) -> Tensor:
+def rotation(x: Tensor, subspaces: int, codewords: int, rounds: int = 10) -> Tensor:
     """R [dim, dim], orthogonal, after which product quantisation of xR loses little (Ge et al. 2013, OPQ without parameters).
 
     It begins with the principal axes, dealt out to the subspaces in turn; then codewords and R are improved by turns.
