@@ -101,7 +101,8 @@ def _named(chosen: Settings, views: dict[str, Any]) -> Job:
         own = "" if chosen.recipe == ALONE else ", or leave all actors out to run on the recipe's own trial"
         raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
     data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
-    known, context = read(chosen.actors[data], chosen.options) if data else ({"words": "no data"}, {})
+    others = ", ".join(chosen.actors[a.name] for a in actors if a.name in chosen.actors and "Module" not in a.type)
+    known, context = read(chosen.actors[data], chosen.options) if data else ({"words": others or "no data"}, {})
     made: dict[str, Any] = {}
     context["pretrained"] = chosen.options["pretrained"]
     for actor in actors:

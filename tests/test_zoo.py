@@ -493,6 +493,7 @@ def test_a_word_is_what_its_annotation_says(own_file, tmp_path):
     assert [type(m).__name__ for m in zoo.actor("list[Module]", "small:mlp,small:cnn", **context)] == ["Sequential"] * 2
     data = zoo.actor("Dataset", "digits", **context)
     assert data.shape == (1, 4, 4) and len(data) == 500
+    assert [len(part) for part in zoo.actor("list[Dataset]", "digits,digits", **context)] == [len(data)] * 2
     assert zoo.actor("Tensor", "digits", **context).shape == (500, 1, 4, 4)
     np.savez(tmp_path / "a.npz", pixels=np.ones((2, 3)))
     assert zoo.actor("Tensor", f"npz:{tmp_path}/a.npz?array=pixels").tolist() == [[1.0] * 3] * 2
@@ -500,6 +501,13 @@ def test_a_word_is_what_its_annotation_says(own_file, tmp_path):
     assert isinstance(made(2), Module)
     for kind, word, value in (("int", "3", 3), ("float", "3", 3.0), ("bool", "true", True), ("str", "a", "a")):
         assert zoo.actor(kind, word) == value and type(zoo.actor(kind, word)) is type(value)
+
+
+def test_graphs(tmp_path):
+    (tmp_path / "g.py").write_text(
+        "import torch\nfrom stillroom.parts.nodes import Nodes\n\n"
+        "def ring(n=4):\n    at = torch.arange(n)\n    return Nodes(torch.eye(n), at % 2, torch.stack([at, at.roll(1)]))\n")
+    assert len(zoo.actor("Nodes", f"file:{tmp_path}/g.py:ring?n=6")) == 6
 
 
 @needs["gymnasium"]
@@ -514,7 +522,8 @@ def test_worlds():
 @pytest.mark.parametrize(("annotation", "spec", "said"), [
     ("Experts", "anything", "cannot be named on the command line"), ("int", "three", "'three' is no int"),
     ("int", "3.5", "'3.5' is no int"), ("Envs", "CartPole-v1", "did you mean 'gym:CartPole-v1'"),
-    ("Callable[[int], Module]", "small:mlp", "names no callable"), ("Tensor", "npz:HERE/a.npz?array=z", "has no array 'z'")])
+    ("Callable[[int], Module]", "small:mlp", "names no callable"), ("Tensor", "npz:HERE/a.npz?array=z", "has no array 'z'"),
+    ("Nodes", "planetoid:corra", "did you mean 'cora'"), ("Nodes", "digits", "graphs read planetoid:cora")])
 def test_what_no_word_can_name(annotation, spec, said, tmp_path):
     np.savez(tmp_path / "a.npz", pixels=np.ones((2, 3)))
     with pytest.raises(Refused, match=said):

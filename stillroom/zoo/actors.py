@@ -22,7 +22,8 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     """The actor that `spec` names, by its annotation in `distill`.
 
     Module            a model; `list[Module]` several, separated by commas
-    Dataset           data
+    Dataset           data; `list[Dataset]` several, separated by commas
+    Nodes             planetoid:NAME, hypergraph:NAME, or what file:PATH.py:callable returns, PyTorch Geometric's too
     Env, Envs         a world: gym:ID
     Tensor            npz:PATH?array=NAME, or all images of a data set
     Callable          file:PATH.py:callable, not called
@@ -45,6 +46,10 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
         return [model(part, **of_model) for part in spec.split(",")]
     if kind == "Dataset":
         return data(spec, **of_data)
+    if kind == "list" and "Dataset" in annotation:
+        return [data(part, **of_data) for part in spec.split(",")]
+    if kind == "Nodes":
+        return graph(spec)
     if kind.startswith("Env"):
         return env(spec)
     if kind == "Tensor":
@@ -61,6 +66,22 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     if kind in ("int", "float", "str", "bool"):
         return _value(kind, spec)
     raise Refused(f"a {annotation} cannot be named on the command line", "call the recipe from Python and hand it over")
+
+
+def graph(spec: str) -> Any:
+    """A graph or hypergraph of nodes by name; of a shared one the labels of its public training nodes. Raises `Refused`."""
+    from stillroom.zoo import graphs
+
+    asked = parse(spec)
+    if asked.kind == "planetoid":
+        found = graphs.planetoid(asked.name)
+        return found.graph.known(found.train)
+    if asked.kind == "hypergraph":
+        found = graphs.hypergraph(asked.name)
+        return found.graph.known(found.splits[0][0])
+    if asked.kind == "file":
+        return own.called(asked)
+    raise Refused(f"{spec!r} names no graph", "graphs read planetoid:cora, hypergraph:cocitation/cora or file:PATH.py:callable")
 
 
 def env(spec: str) -> Any:
