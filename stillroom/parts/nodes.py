@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -129,19 +128,39 @@ def edge_means(values: Tensor, members: Tensor) -> Tensor:
 def adjacency_error(z: Tensor, edges: Tensor, count: int) -> Tensor:
     """Mean over all pairs u ≠ v of (A_uv − σ(z_u·z_v))²: exact over the edges, over the other pairs an unbiased estimate from
     `count` drawn ones, so that nothing of size nodes² exists. z [nodes, dim], edges [2, edges]; a scalar."""
-    n, (source, target) = len(z), edges
-    there = (source * n + target)[source != target].unique()
-    first, second = torch.randint(n, (2, count), device=z.device)
-    free = (first != second) & ~torch.isin(first * n + second, there)
+    n, there = len(z), _keys(edges, len(z))
     near = (1 - score(z, torch.stack([there // n, there % n]))).square().sum()
-    far = score(z, torch.stack([first, second])[:, free]).square().sum() / free.sum().clamp(min=1)
+    free = unlinked(edges, n, count)
+    far = score(z, free).square().sum() / max(free.shape[1], 1)
     pairs = n * (n - 1)
     return (near + (pairs - len(there)) * far) / pairs
 
 
+def unlinked(edges: Tensor, n: int, count: int) -> Tensor:
+    """Up to `count` pairs of different nodes without an edge, drawn evenly and with replacement, [2, pairs]; edges [2, edges]."""
+    pairs = torch.randint(n, (2, count), device=edges.device)
+    return pairs[:, (pairs[0] != pairs[1]) & ~torch.isin(pairs[0] * n + pairs[1], _keys(edges, n))]
+
+
+def without(edges: Tensor, deleted: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The edges that stay and those that go: `deleted` are edges [2, deleted], which go in both directions, or nodes [deleted],
+    of which every incident edge goes."""
+    if deleted.ndim == 1:
+        gone = torch.isin(edges, deleted).any(0)
+    else:
+        both = torch.cat([deleted, deleted.flip(0)], 1)
+        gone = torch.isin(edges[0] * n + edges[1], both[0] * n + both[1])
+    return edges[:, ~gone], edges[:, gone]
+
+
+def _keys(edges: Tensor, n: int) -> Tensor:
+    """One number for every edge that is no loop, sorted, each once."""
+    return (edges[0] * n + edges[1])[edges[0] != edges[1]].unique()
+
+
 def score(z: Tensor, edges: Tensor) -> Tensor:
-    """Probability of an edge σ(z_u·z_v), [edges]; z [nodes, dim], edges [2, edges]."""
-    return F.sigmoid((z[edges[0]] * z[edges[1]]).sum(-1))
+    """Probability of an edge σ(z_u·z_v), [edges], in fp32; z [nodes, dim], edges [2, edges]."""
+    return (z[edges[0]] * z[edges[1]]).float().sum(-1).sigmoid()
 
 
 def cut(targets: Tensor, each: int, each_valid: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
