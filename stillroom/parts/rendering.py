@@ -1,0 +1,112 @@
+"""Volume rendering: where a ray meets a box, which points along it are asked, and what is seen along it."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+
+class Points(NamedTuple):
+    """The points of rays that lie where something may be: n of them, ray by ray from the near to the far."""
+
+    x: Tensor            # [n, 3]
+    direction: Tensor    # [n, 3]
+    asked: Tensor        # which of all samples these are, boolean [rays, samples]
+    depth: Tensor        # of all samples, [rays, samples]
+    step: Tensor         # length that a sample stands for, [rays, 1]
+
+
+class Rendered(NamedTuple):
+    colour: Tensor       # [rays, 3]
+    depth: Tensor        # [rays], Σ w·t
+    opacity: Tensor      # [rays], Σ w
+    weight: Tensor       # [rays, samples]
+
+
+class TruncExp(torch.autograd.Function):
+    """exp whose gradient does not grow beyond e^12 (Instant-NGP's density)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0].clamp(-12, 12).exp()
+
+
+def trunc_exp(x: Tensor) -> Tensor:
+    return TruncExp.apply(x)
+
+
+def crossing(rays: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Where rays [n, 6] enter and leave the box [−bound, bound]³, [n] each and never behind the origin of the ray; equal where they
+    miss it."""
+    origin, direction = rays[:, :3], rays[:, 3:]
+    direction = torch.where(direction.abs() < 1e-9, 1e-9, direction)
+    walls = torch.stack([(-bound - origin) / direction, (bound - origin) / direction])          # [2, n, 3]
+    near = walls.amin(0).amax(-1).clamp(min=0)
+    return near, torch.maximum(walls.amax(0).amin(-1), near)
+
+
+def sample(rays: Tensor, bound: float, occupied: Tensor, count: int, jitter: bool) -> Points:
+    """`count` samples of each ray [n, 6] between the walls of the box, one in each equal part, at random there or in its middle; of
+    them the points that lie in `occupied` cells (boolean [cells, cells, cells] over x, y, z) are to be asked."""
+    near, far = crossing(rays, bound)
+    step = ((far - near) / count)[:, None]
+    at = torch.rand(len(rays), count, device=rays.device) if jitter else torch.full((len(rays), count), 0.5, device=rays.device)
+    depth = near[:, None] + (torch.arange(count, device=rays.device) + at) * step
+    x = rays[:, None, :3] + depth[..., None] * rays[:, None, 3:]                               # [rays, samples, 3]
+    asked = within(x, bound, occupied) & (step > 0)
+    return Points(x[asked], rays[:, None, 3:].expand_as(x)[asked], asked, depth, step)
+
+
+def within(x: Tensor, bound: float, occupied: Tensor) -> Tensor:
+    """Whether points […, 3] lie in occupied cells, boolean […]; outside the box they count as in its outermost cell."""
+    cells = len(occupied)
+    i, j, k = ((x / bound + 1) / 2 * cells).long().clamp(0, cells - 1).unbind(-1)
+    return occupied[i, j, k]
+
+
+def occupancy(field: Module, least: float = 0.05, tries: int = 2) -> Tensor:
+    """Which cells of a field's box to keep, boolean [cells, cells, cells]: of the occupied ones those in which one of `tries` random
+    points stops more than the share `least` of the light that goes through a cell, and all next to them."""
+    cells, device = len(field.occupied), field.occupied.device
+    side, here = 2 * field.bound / cells, field.occupied.nonzero()
+    found = torch.zeros(len(here), dtype=torch.bool, device=device)
+    with torch.no_grad():
+        for _ in range(tries):
+            x = (here + torch.rand(here.shape, device=device)) / cells * 2 - 1
+            logit = torch.cat([field.block1(part).float()[:, 0] for part in x.split(2**14)])
+            found |= logit.exp() * side > -math.log(1 - least)
+    kept = torch.zeros(1, cells, cells, cells, device=device)
+    kept[0][tuple(here[found].T)] = 1
+    return F.max_pool3d(kept, 3, 1, 1)[0] > 0
+
+
+def composite(points: Points, density: Tensor, colour: Tensor, background: float | Tensor = 1.0) -> Rendered:
+    """What is seen along the rays (Max 1995; Mildenhall et al. 2020, eq. 3): w_i = T_i·(1 − exp(−σ_i·δ)), T_i = exp(−Σ_{j<i} σ_j·δ).
+
+    density [n], colour [n, 3] of the points; background: one number, 1 for white, or colours [rays, 3].
+    """
+    thick = points.step * torch.zeros_like(points.depth).masked_scatter(points.asked, density.float())  # [rays, samples]
+    weight = (thick - thick.cumsum(1)).exp() * -torch.expm1(-thick)
+    opacity = weight.sum(1)
+    ray = points.asked.nonzero()[:, 0]
+    seen = torch.zeros(len(opacity), 3, device=colour.device).index_add(0, ray, weight[points.asked][:, None] * colour.float())
+    return Rendered(seen + (1 - opacity)[:, None] * background, (weight * points.depth).sum(1), opacity, weight)
+
+
+def render(field: Module, rays: Tensor, samples: int, background: float = 1.0, at_once: int = 2**14) -> Tensor:
+    """Colours [rays, 3] of a field along rays [rays, 6], without gradient."""
+    seen = []
+    with torch.no_grad():
+        for part in rays.split(at_once):
+            points = sample(part, field.bound, field.occupied, samples, jitter=False)
+            said = field(points.x, points.direction)
+            seen.append(composite(points, trunc_exp(said.logit), said.colour, background).colour)
+    return torch.cat(seen)
