@@ -1,35 +1,36 @@
-"""Photographs of one thing from all sides, and a radiance field that has learnt from them: Lego where it lies, else drawn solids."""
+"""Photographs of one thing from all sides, and a field that has learnt from them: Lego where it lies, else drawn solids."""
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
+from stillroom import zoo
+from stillroom.arenas import solids
 from stillroom.arenas.cast import Cast
 from stillroom.errors import Refused
 from stillroom.measure.images import psnr
-from stillroom.models import fields
+from stillroom.models.fields import Field
 from stillroom.parts import cameras, optim
-from stillroom.parts.rendering import composite, occupancy, render, sample, trunc_exp
+from stillroom.parts.rendering import composite, sample, trunc_exp
 from stillroom.parts.schedules import cosine
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.zoo import arrays, shared
 
-SIDE = 50                                       # pixels
-SAMPLES = 48                                    # along a ray
-GRID = 32                                       # cells of the occupancy grid along an edge
-SHOWN = 5                                       # views that are held out
-KINDS = {"mlp": partial(fields.mlp, octaves=6, depth=4, width=64),
-         "table": partial(fields.table, levels=6, coarsest=8, finest=64, entries=2**14, hidden=32),
-         "planes": partial(fields.planes, cells=48, rank=8, rank_colour=16),
-         "volume": partial(fields.volume, cells=32, bands=2)}
+SIDE = 50                   # pixels
+SAMPLES = 48                # along a ray
+GRID = 32                   # cells of the occupancy grid along an edge
+HELD_OUT = 5                # views
+KINDS = {"mlp": "field:mlp?octaves=6&depth=4&width=64",
+         "table": "field:table?levels=6&coarsest=8&finest=64&entries=16384&hidden=32",
+         "planes": "field:planes?cells=48&rank=8&rank_colour=16", "volume": "field:volume?cells=32&bands=2"}
 
 
 class Photographs(NamedTuple):
@@ -50,68 +51,93 @@ class Fitting(Recipe):
     prune: int = 0            # steps between two looks at which cells are empty; 0: never
     steps: int = 30_000       # updates
 
-    def distill(self, run: Run, field: Module, images: Tensor, poses: Tensor, focal: float) -> Module:
+    def distill(self, run: Run, field: Field, images: Tensor, poses: Tensor, focal: float) -> Field:
         opt = optim.adamw(field, lr=cosine(self.lr, 7e-5), betas=(0.9, 0.99), eps=1e-15, shares=field.paces())
         run.keep(field=field, opt=opt)
         n, height, width, _ = images.shape
         for step in run.loop(steps=self.steps):
             which, pixels = torch.randint(n, (self.rays,)), torch.randint(height * width, (self.rays,))
-            points = sample(cameras.rays(poses[which], pixels, focal, height, width), field.bound, field.occupied, self.samples, True)
+            rays = cameras.rays(poses[which], pixels, focal, height, width)
+            points = sample(rays, field.bound, field.occupied, self.samples, jitter=True)
             said = field(points.x, points.direction)
             seen = composite(points, trunc_exp(said.logit), said.colour)
             run.update(opt, rgb=F.mse_loss(seen.colour, images.flatten(1, 2)[which, pixels]))
             if self.prune and step and step % self.prune == 0:
-                field.occupied.copy_(occupancy(field))
+                field.prune()
         return field
 
 
 def radiance(seed: int = 0) -> Cast:
-    """Student, teacher, cameras, and judges."""
-    seen, hidden, teacher = _ground(seed)
-    student = _new("mlp", seen.bound, 100 + seed)
-    return Cast({"student": student, "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal, "height": SIDE,
-                 "width": SIDE}, data=seen.words, real=seen.words.startswith("nerf"), seen=seen, hidden=hidden,
-                psnr=lambda field: psnr(shot(field, hidden), hidden.images),
-                alone=partial(_alone, seed))
+    """Student (a deep network), teacher (a hash table that has learnt from 95 photographs, or 35 drawn ones), cameras, judges.
+
+    psnr(field)                         on the views that are held out, dB
+    views(*fields)                      these views beside those of the fields, images [n, 3, height, width]
+    alone(steps, rays, lr)              the student taught by the photographs, in the cells that the teacher found occupied
+    fresh(kind)                         a field that knows nothing: mlp, table, planes, volume
+    """
+    seen, hidden, teacher = _ground(seed, _home())
+    return Cast(
+        {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal,
+         "height": SIDE, "width": SIDE}, data=seen.words, real=_home() is not None, seed=seed,
+        psnr=lambda field: psnr(shot(field, hidden), hidden.images),
+        views=lambda *those: torch.stack([hidden.images, *(shot(f, hidden) for f in those)], 1).flatten(0, 1).movedim(-1, 1),
+        alone=lambda steps, rays, lr: _alone(seed, _home(), steps, rays, lr), fresh=lambda kind: fresh(kind, seen.bound, seed))
 
 
-def shot(field: Module, at: Photographs) -> Tensor:
+def shot(field: Field, at: Photographs) -> Tensor:
     """The field as it looks from where the photographs were taken, [n, height, width, 3]."""
     n, height, width, _ = at.images.shape
-    rays = cameras.rays(at.poses[:, None], torch.arange(height * width), at.focal, height, width)
-    return render(field, rays.flatten(0, 1), SAMPLES).view(n, height, width, 3)
+    rays = cameras.rays(at.poses[:, None], torch.arange(height * width), at.focal, height, width).flatten(0, 1)
+    return field.render(rays.to(field.occupied.device), SAMPLES).cpu().view(n, height, width, 3)
 
 
-def _new(kind: str, bound: float, seed: int, **options: Any) -> Module:
+def fresh(kind: str, bound: float, seed: int) -> Field:
+    """A field of a kind that knows nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return KINDS[kind](bound=bound, grid=GRID, **options)
+        return cast(Field, zoo.model(f"{KINDS[kind]}&bound={bound}&grid={GRID}"))
 
 
 @lru_cache(maxsize=4)
-def _ground(seed: int) -> tuple[Photographs, Photographs, Module]:
-    everything = _lego()
+def _ground(seed: int, home: Path | None) -> tuple[Photographs, Photographs, Field]:
+    """Photographs to learn from, those that are held out, and the teacher."""
+    everything = _drawn() if home is None else _lego(home)
     order = torch.randperm(len(everything.images), generator=torch.Generator().manual_seed(seed))
     hidden, seen = (everything._replace(images=everything.images[i], poses=everything.poses[i])
-                    for i in (order[:SHOWN], order[SHOWN:]))
-    teacher = Fitting(lr=0.03, rays=256, samples=SAMPLES, prune=20, steps=300)(
-        Run(seed=seed), field=_new("table", seen.bound, seed), images=seen.images, poses=seen.poses, focal=seen.focal)
-    return seen, hidden, teacher
+                    for i in (order[:HELD_OUT], order[HELD_OUT:]))
+    return seen, hidden, _fitted("table", Fitting(lr=0.03, rays=256, samples=SAMPLES, prune=20, steps=300), seen, seed)
+
+
+def _fitted(kind: str, fitting: Fitting, to: Photographs, seed: int, occupied: Tensor | None = None) -> Field:
+    net = fresh(kind, to.bound, seed)
+    net.occupied.copy_(net.occupied if occupied is None else occupied)
+    return fitting(Run(seed=seed, device="cpu"), field=net, images=to.images, poses=to.poses, focal=to.focal)
 
 
 @lru_cache(maxsize=4)
-def _alone(seed: int, steps: int = 150, rays: int = 128, lr: float = 0.01) -> Module:
-    seen, _, teacher = _ground(seed)
-    net = _new("mlp", seen.bound, 100 + seed)
-    net.occupied.copy_(teacher.occupied)
-    return Fitting(rays=rays, samples=SAMPLES, steps=steps, lr=lr)(Run(seed=seed), field=net, images=seen.images, poses=seen.poses, focal=seen.focal)
+def _alone(seed: int, home: Path | None, steps: int, rays: int, lr: float) -> Field:
+    seen, _, teacher = _ground(seed, home)
+    return _fitted("mlp", Fitting(lr=lr, rays=rays, samples=SAMPLES, steps=steps), seen, seed, teacher.occupied)
+
+
+def _home() -> Path | None:
+    """Where the Lego photographs lie, if they do."""
+    try:
+        return shared.home("nerf_lego")
+    except Refused:
+        return None
 
 
 @lru_cache(maxsize=1)
-def _lego() -> Photographs:
-    found = arrays.read(shared.home("nerf_lego") / "nerf_lego_100x100.npz")
+def _lego(home: Path) -> Photographs:
+    found = arrays.read(home / "nerf_lego_100x100.npz")
     rgba = torch.from_numpy(found["images_premultiplied_rgba"].astype(np.float32) / 255)
-    white = (rgba[..., :3] + 1 - rgba[..., 3:]).permute(0, 3, 1, 2)
-    images = F.avg_pool2d(white, white.shape[2] // SIDE).permute(0, 2, 3, 1).contiguous()
-    return Photographs(images, torch.from_numpy(found["poses"]).float(), float(found["focal"]) * SIDE / white.shape[2], 1.3,
-                       "nerf_lego")
+    white = (rgba[..., :3] + 1 - rgba[..., 3:]).movedim(-1, 1)
+    smaller = white.shape[2] // SIDE
+    return Photographs(F.avg_pool2d(white, smaller).movedim(1, -1).contiguous(), torch.from_numpy(found["poses"]).float(),
+                       float(found["focal"]) / smaller, 1.3, "nerf_lego, 50 × 50 pixels")
+
+
+@lru_cache(maxsize=1)
+def _drawn() -> Photographs:
+    return Photographs(*solids.photographs(40, SIDE, 0), solids.BOUND, "drawn solids, 50 × 50 pixels")

@@ -12,8 +12,8 @@ def psnr(made: Tensor, truth: Tensor, peak: float = 1.0) -> float:
 
 
 def ssim(made: Tensor, truth: Tensor, peak: float = 1.0, side: int = 11, sigma: float = 1.5) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13), the mean over images [n, channels, height, width] and all places where the
-    Gaussian window of `side` pixels lies within the image."""
+    """Structural similarity (Wang et al. 2004, eq. 13), the mean over images [n, channels, height, width] and all places where
+    the Gaussian window of `side` pixels lies within the image."""
     made, truth = made.double(), truth.double()
     bell = torch.exp(-((torch.arange(side, dtype=made.dtype, device=made.device) - (side - 1) / 2) / sigma).square() / 2)
     window = (bell[:, None] * bell / bell.sum().square()).expand(made.shape[1], 1, side, side)

@@ -1,6 +1,8 @@
 """Radiance fields of four architectures with one seam: block 1 turns a place into a density and features, block 2 turns features
 and the direction of view into a colour. Any can teach any other."""
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.models.encodings import HashTable, harmonics, waves
+from stillroom.parts.rendering import composite, sample, trunc_exp
 
 GEOMETRY = 15        # features beside the density
 
@@ -20,6 +23,10 @@ class Seen(NamedTuple):
     features: Tensor | None
     logit: Tensor
     colour: Tensor       # [n, 3] in [0, 1]
+
+    def clamped(self, low: float, high: float) -> "Seen":
+        """What block 1 says, kept in this range: beyond it space is as good as empty, or opaque."""
+        return Seen(None if self.features is None else self.features.clamp(low, high), self.logit.clamp(low, high), self.colour)
 
 
 class Field(Module):
@@ -36,7 +43,7 @@ class Field(Module):
     def __init__(self, block1: Module, block2: Module, bound: float, cells: int, shared: bool = True, slow: tuple[str, ...] = ()):
         super().__init__()
         self.block1, self.block2, self.bound, self.shared, self.slow = block1, block2, bound, shared, slow
-        self.occupied = nn.Buffer(torch.ones(cells, cells, cells, dtype=torch.bool))
+        self.occupied: Tensor = nn.Buffer(torch.ones(cells, cells, cells, dtype=torch.bool))
 
     def paces(self) -> dict[Tensor, float]:
         """The share of a learning rate of every parameter that does not get all of it."""
@@ -46,6 +53,28 @@ class Field(Module):
         said = self.block1(x / self.bound).float()
         colour = self.block2(said[:, 1:], direction).float().sigmoid()
         return Seen(said if self.shared else None, said[:, 0], colour)
+
+    @torch.no_grad()
+    def render(self, rays: Tensor, samples: int, background: float = 1.0, at_once: int = 2**14) -> Tensor:
+        """Colours [rays, 3] along rays [rays, 6]."""
+        seen = []
+        for part in rays.split(at_once):
+            points = sample(part, self.bound, self.occupied, samples, jitter=False)
+            said = self(points.x, points.direction)
+            seen.append(composite(points, trunc_exp(said.logit), said.colour, background).colour)
+        return torch.cat(seen)
+
+    @torch.no_grad()
+    def prune(self, least: float = 0.05, tries: int = 2) -> None:
+        """Of the occupied cells keep those in which one of `tries` random points stops more than the share `least` of the light
+        that goes through a cell, and all next to them."""
+        cells, here = len(self.occupied), self.occupied.nonzero()
+        kept = torch.zeros(1, cells, cells, cells, device=here.device)
+        for _ in range(tries):
+            x = (here + torch.rand(here.shape, device=here.device)) / cells * 2 - 1
+            logit = torch.cat([self.block1(part).float()[:, 0] for part in x.split(2**14)])
+            kept[0][tuple(here[logit.exp() * 2 * self.bound / cells > -math.log(1 - least)].T)] = 1
+        self.occupied.copy_(F.max_pool3d(kept, 3, 1, 1)[0] > 0)
 
 
 class Shader(Module):
@@ -85,8 +114,8 @@ class Perceptron(Module):
 
 
 class Planes(Module):
-    """A volume as a sum of products of planes and lines (TensoRF-VM, Chen et al. 2022, eq. 4): the first `rank` components sum up to
-    the logit, the others are mixed into features."""
+    """A volume as a sum of products of planes and lines (TensoRF-VM, Chen et al. 2022, eq. 4): the first `rank` components sum up
+    to the logit, the others are mixed into features."""
 
     def __init__(self, cells: int, rank: int, rank_colour: int):
         super().__init__()
@@ -142,11 +171,11 @@ def volume(cells: int = 128, bands: int = 3, bound: float = 1.0, grid: int = 128
 
 def _dense(first: int, width: int, last: int, layers: int, bias: bool = False) -> nn.Sequential:
     sizes, net = [first, *[width] * (layers - 1), last], []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         net += [nn.Linear(a, b, bias=bias), nn.ReLU()]
     return nn.Sequential(*net[:-1])
 
 
 def _at(grid: Tensor, place: Tensor) -> Tensor:
-    """Values at places in [−1, 1], whose first coordinate runs along the last axis; −1 and 1 are the centres of the last cells."""
+    """Values at places in [−1, 1], whose first coordinate runs along the last axis; −1 and 1 are the centres of the last."""
     return F.grid_sample(grid, place, align_corners=True)

@@ -13,12 +13,13 @@ from stillroom.parts.memory import Hard
 
 
 def rays(poses: Tensor, pixels: Tensor, focal: float, height: int, width: int) -> Tensor:
-    """Rays [..., 6], origin and unit direction, through the middle of pixels [...] of poses [..., 4, 4]; pixels are counted row by
-    row from the upper left."""
+    """Rays [..., 6], origin and unit direction, through the middle of pixels [...] of poses [..., 4, 4]; pixels are counted row
+    by row from the upper left."""
     right = (pixels % width + 0.5 - width / 2) / focal
     up = -(pixels // width + 0.5 - height / 2) / focal
-    direction = poses[..., :3, :3] @ torch.stack([right, up, -torch.ones_like(right)], -1)[..., None]
-    return torch.cat([poses[..., :3, 3].expand_as(direction[..., 0]), F.normalize(direction[..., 0], dim=-1)], -1)
+    local = torch.stack([right, up, -torch.ones_like(right)], -1)[..., None]
+    direction = F.normalize(_times(poses[..., :3, :3], local)[..., 0], dim=-1)
+    return torch.cat([poses[..., :3, 3].expand_as(direction), direction], -1)
 
 
 def orbit(poses: Tensor, count: int) -> Tensor:
@@ -45,10 +46,15 @@ def looking(place: Tensor) -> Tensor:
 def turned(poses: Tensor, most: float) -> Tensor:
     """Poses [n, 4, 4] turned on their spot about the axes x, y, z of the world, by up to `most` radians each."""
     roll, pitch, yaw = (2 * torch.rand(3, len(poses), device=poses.device) - 1) * most
-    turn = _about(2, yaw) @ _about(0, roll) @ _about(1, pitch)
+    turn = _times(_about(2, yaw), _times(_about(0, roll), _about(1, pitch)))
     pose = poses.clone()
-    pose[:, :3, :3] = turn @ poses[:, :3, :3]
+    pose[:, :3, :3] = _times(turn, poses[:, :3, :3])
     return pose
+
+
+def _times(one: Tensor, other: Tensor) -> Tensor:
+    """The product of matrices, in full precision under autocast, too."""
+    return (one[..., :, :, None] * other[..., None, :, :]).sum(-2)
 
 
 def _about(axis: int, angle: Tensor) -> Tensor:

@@ -1,12 +1,9 @@
 """Volume rendering: where a ray meets a box, which points along it are asked, and what is seen along it."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
 
 class Points(NamedTuple):
@@ -44,8 +41,8 @@ def trunc_exp(x: Tensor) -> Tensor:
 
 
 def crossing(rays: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Where rays [n, 6] enter and leave the box [−bound, bound]³, [n] each and never behind the origin of the ray; equal where they
-    miss it."""
+    """Where rays [n, 6] enter and leave the box [−bound, bound]³, [n] each and never behind the origin of the ray; equal where
+    they miss it."""
     origin, direction = rays[:, :3], rays[:, 3:]
     direction = torch.where(direction.abs() < 1e-9, 1e-9, direction)
     walls = torch.stack([(-bound - origin) / direction, (bound - origin) / direction])          # [2, n, 3]
@@ -54,8 +51,8 @@ def crossing(rays: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 
 def sample(rays: Tensor, bound: float, occupied: Tensor, count: int, jitter: bool) -> Points:
-    """`count` samples of each ray [n, 6] between the walls of the box, one in each equal part, at random there or in its middle; of
-    them the points that lie in `occupied` cells (boolean [cells, cells, cells] over x, y, z) are to be asked."""
+    """`count` samples of each ray [n, 6] between the walls of the box, one in each equal part, at random there or in its middle;
+    of them the points that lie in `occupied` cells (boolean [cells, cells, cells] over x, y, z) are to be asked."""
     near, far = crossing(rays, bound)
     step = ((far - near) / count)[:, None]
     at = torch.rand(len(rays), count, device=rays.device) if jitter else torch.full((len(rays), count), 0.5, device=rays.device)
@@ -72,24 +69,8 @@ def within(x: Tensor, bound: float, occupied: Tensor) -> Tensor:
     return occupied[i, j, k]
 
 
-def occupancy(field: Module, least: float = 0.05, tries: int = 2) -> Tensor:
-    """Which cells of a field's box to keep, boolean [cells, cells, cells]: of the occupied ones those in which one of `tries` random
-    points stops more than the share `least` of the light that goes through a cell, and all next to them."""
-    cells, device = len(field.occupied), field.occupied.device
-    side, here = 2 * field.bound / cells, field.occupied.nonzero()
-    found = torch.zeros(len(here), dtype=torch.bool, device=device)
-    with torch.no_grad():
-        for _ in range(tries):
-            x = (here + torch.rand(here.shape, device=device)) / cells * 2 - 1
-            logit = torch.cat([field.block1(part).float()[:, 0] for part in x.split(2**14)])
-            found |= logit.exp() * side > -math.log(1 - least)
-    kept = torch.zeros(1, cells, cells, cells, device=device)
-    kept[0][tuple(here[found].T)] = 1
-    return F.max_pool3d(kept, 3, 1, 1)[0] > 0
-
-
 def composite(points: Points, density: Tensor, colour: Tensor, background: float | Tensor = 1.0) -> Rendered:
-    """What is seen along the rays (Max 1995; Mildenhall et al. 2020, eq. 3): w_i = T_i·(1 − exp(−σ_i·δ)), T_i = exp(−Σ_{j<i} σ_j·δ).
+    """What is seen along the rays (Mildenhall et al. 2020, eq. 3): w_i = T_i·(1 − exp(−σ_i·δ)), T_i = exp(−Σ_{j<i} σ_j·δ).
 
     density [n], colour [n, 3] of the points; background: one number, 1 for white, or colours [rays, 3].
     """
@@ -101,12 +82,9 @@ def composite(points: Points, density: Tensor, colour: Tensor, background: float
     return Rendered(seen + (1 - opacity)[:, None] * background, (weight * points.depth).sum(1), opacity, weight)
 
 
-def render(field: Module, rays: Tensor, samples: int, background: float = 1.0, at_once: int = 2**14) -> Tensor:
-    """Colours [rays, 3] of a field along rays [rays, 6], without gradient."""
-    seen = []
-    with torch.no_grad():
-        for part in rays.split(at_once):
-            points = sample(part, field.bound, field.occupied, samples, jitter=False)
-            said = field(points.x, points.direction)
-            seen.append(composite(points, trunc_exp(said.logit), said.colour, background).colour)
-    return torch.cat(seen)
+def heaviest(points: Points, seen: Rendered, share: float, opaque: float = 0.0) -> Tensor:
+    """Which points are among the share of most weight of the points on their ray, boolean [n]; none of less opaque rays."""
+    weight = seen.weight.detach().masked_fill(~points.asked, -1)
+    rank = weight.argsort(1, descending=True).argsort(1)                                       # 0 is the heaviest
+    heavy = (rank <= share * points.asked.sum(1, keepdim=True)) & (seen.opacity >= opaque)[:, None]
+    return heavy[points.asked]

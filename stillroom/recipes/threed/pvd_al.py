@@ -12,19 +12,20 @@ Fang, Wang, Yang, Xu, Wang, Ding, Zhou — arXiv 2023 — https://arxiv.org/abs/
     stages    features of block 1; densities and colours beside them; all of it and what is rendered
 """
 
-import math
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
+from stillroom.arenas.cast import variant
 from stillroom.arenas.radiance import radiance
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.parts import cameras, optim
 from stillroom.parts.memory import Hard
-from stillroom.parts.rendering import Points, Rendered, composite, sample, trunc_exp
+from stillroom.parts.rendering import composite, heaviest, sample, trunc_exp
 from stillroom.parts.schedules import cosine
 from stillroom.parts.teachers import Frozen
 from stillroom.recipe import Recipe
@@ -40,8 +41,7 @@ class PVDAL(Recipe):
     rgb: float = 1.0            # weight of the rendered colours, λ_rgb
     features: float = 0.0667    # share of the steps with features alone: 2,000 of 30,000
     blocks: float = 0.1667      # share of the steps without rendering: 5,000 of 30,000
-    low: float = -2.0           # features and logarithms of densities are clamped to this when compared
-    high: float = 7.0           # and to this
+    clamp: tuple[float, float] = (-2.0, 7.0)    # features and logarithms of densities are kept in this range when compared
     hard_views: float = 0.1     # share of a round's views that turn around hard ones
     hard_rays: float = 0.1      # hard rays in a step, as a share of the others
     points: float = 0.3         # share of a ray's points that count, those of most weight
@@ -49,7 +49,7 @@ class PVDAL(Recipe):
     pool_views: int = 100       # hard views that are remembered
     pool_rays: int = 614_400    # hard rays that are
     rest: int = 3               # rounds before views are remembered
-    turn: float = math.tau / 40 # largest angle by which a hard view is turned
+    turn: float = 0.157         # largest angle by which a hard view is turned
     views: int = 312            # of a round, one a step
     rays: int = 4096            # of a view
     samples: int = 1024         # along a ray
@@ -58,12 +58,11 @@ class PVDAL(Recipe):
     steps: int = 30_000         # updates
 
     def distill(self, run: Run, student: Module, teacher: Module, poses: Tensor, focal: float, height: int, width: int) -> Module:
-        """`poses` [n, 4, 4]: cameras around the scene, such as those of the teacher's images; the rest is of all cameras alike."""
+        """`poses` [n, 4, 4]: cameras around the scene, such as the teacher's; the rest is of all cameras alike."""
         if (student.bound, student.occupied.shape) != (teacher.bound, teacher.occupied.shape):
             raise Refused("student and teacher fill different boxes", "build both with the same bound and grid")
         student.occupied.copy_(teacher.occupied)
-        common = student.shared and teacher.shared                                  # features that mean the same to both
-        teacher, poses = Frozen(teacher), poses.float()
+        common, teacher, poses = student.shared and teacher.shared, Frozen(teacher), poses.float()    # whether features compare
         opt = optim.adamw(student, lr=cosine(self.lr, self.lr_end), betas=(0.9, 0.99), eps=1e-15, shares=student.paces())
         hard = nn.ModuleDict({"views": cameras.Tour(self.views, self.pool_views, poses),
                               "rays": Hard(self.pool_rays, poses.new_zeros(1, 6))})
@@ -72,46 +71,37 @@ class PVDAL(Recipe):
         for step in run.loop(steps=self.steps):
             tour, pool, (lap, view) = hard["views"], hard["rays"], divmod(step, self.views)
             if view == 0:
-                tour.begin(cameras.orbit(poses, self.views), self.hard_views if lap > self.rest else 0.0, self.turn)
+                tour.begin(cameras.orbit(poses, self.views), self.hard_views if lap >= self.rest else 0.0, self.turn)
             pixels = torch.randint(height * width, (self.rays,), device=run.device)
             again = pool.draw(int(self.hard_rays * self.rays))
             rays = torch.cat([cameras.rays(tour.pose[view], pixels, focal, height, width), pool.held[again]])
             points = sample(rays, student.bound, student.occupied, self.samples, jitter=True)
             taught, learnt = teacher(points.x, points.direction), student(points.x, points.direction)
-            among, terms = slice(None), {}
+            among, terms = torch.ones_like(taught.logit, dtype=torch.bool), {}
 
             if run.progress >= self.blocks:
                 ground = torch.rand(len(rays), 3, device=run.device)
                 true, seen = (composite(points, trunc_exp(f.logit), f.colour, ground) for f in (taught, learnt))
-                error = (seen.colour - true.colour).detach()
-                tour.error[view] = error[: self.rays].square().mean()
-                pool.put(rays[error.abs().sum(1).topk(int(self.hard_rays * self.rays)).indices], again)
-                among = weighty(points, true, self.points, self.opaque) | weighty(points, seen, self.points, self.opaque)
-                terms["rgb"] = self.rgb * (seen.colour - true.colour).norm()
+                miss = seen.colour - true.colour                                     # [rays, 3]
+                tour.error[view] = miss[: self.rays].detach().square().mean()
+                pool.put(rays[miss.abs().sum(1).topk(int(self.hard_rays * self.rays)).indices], again)
+                among = heaviest(points, true, self.points, self.opaque) | heaviest(points, seen, self.points, self.opaque)
+                terms["rgb"] = self.rgb * miss.norm()
 
+            one, other = (f.clamped(*self.clamp) for f in (taught, learnt))
             if run.progress >= self.features or not common:
-                terms["density"] = self.density * self.apart(learnt.logit, taught.logit, among)
-                terms["colour"] = self.colour * (learnt.colour - taught.colour)[among].norm()
+                terms["density"] = self.density * (other.logit - one.logit)[among].norm()
+                terms["colour"] = self.colour * (other.colour - one.colour)[among].norm()
             if common:
-                terms["features"] = self.feature * self.fade**step * self.apart(learnt.features, taught.features, among)
+                terms["features"] = self.feature * self.fade**step * (other.features - one.features)[among].norm()
             run.update(opt, **terms)
 
         return student
 
-    def apart(self, one: Tensor, other: Tensor, among: Tensor | slice) -> Tensor:
-        """Distance of what block 1 says, where both are clamped: far out, in opaque or empty space, it says nothing more."""
-        return (one.clamp(self.low, self.high) - other.clamp(self.low, self.high))[among].norm()
 
-
-def weighty(points: Points, seen: Rendered, share: float, opaque: float) -> Tensor:
-    """Which points are among the share of most weight on their ray, if it is opaque enough, boolean [n]."""
-    weight = seen.weight.detach().masked_fill(~points.asked, -1)
-    rank = weight.argsort(1, descending=True).argsort(1)                             # 0 for the heaviest, [rays, samples]
-    heavy = (rank <= share * points.asked.sum(1, keepdim=True)) & (seen.opacity >= opaque)[:, None]
-    return heavy[points.asked]
-
-
-SMALL = PVDAL(pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=150)
+SMALL = PVDAL(lr=0.06, pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=250)
+EVEN = {"hard_views": 0.0, "hard_rays": 0.0, "points": 1.0, "opaque": 0.0}        # nothing comes more often: PVD
+RENDERED = {**EVEN, "feature": 0.0, "density": 0.0, "colour": 0.0, "features": 0.0, "blocks": 0.0}
 
 
 def trial(seed=0):
@@ -121,5 +111,10 @@ def trial(seed=0):
 
 def proof(student, cast):
     """Views that nobody saw come out better than those of the same network that learns from the photographs for as long."""
-    return Proof(cast.psnr(student), beats=cast.psnr(cast.alone()), unit="dB (PSNR) on held-out views",
-                 baseline="the same network taught by the photographs")
+    teacher, alone = cast.actors["teacher"], cast.alone(SMALL.steps, SMALL.rays, SMALL.lr)
+    back = SMALL(Run(), **{**cast.actors, "student": cast.fresh("volume"), "teacher": copy.deepcopy(student)})
+    others = {"without active learning": variant("pvd_al", cast.seed, **EVEN), "the teacher": teacher,
+              "what is rendered alone": variant("pvd_al", cast.seed, **RENDERED), "the student made into a volume": back}
+    return Proof(cast.psnr(student), beats=cast.psnr(alone), unit="dB (PSNR) on held-out views",
+                 baseline="the same network taught by the photographs",
+                 also={who: cast.psnr(field) for who, field in others.items()}, shows=cast.views(teacher, student, alone))
