@@ -1,4 +1,4 @@
-"""Two spheres, two boxes and a plate, lit from one side: drawn by a formula, each pixel where its rays first meet a surface."""
+"""Two spheres and two boxes, lit from one side: drawn by a formula, each pixel where its rays first meet a surface."""
 
 import math
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from stillroom.parts import cameras
 
-SPHERES = (((-0.45, 0.35, 0.0), 0.4, (0.85, 0.2, 0.15)), ((0.4, -0.45, -0.15), 0.25, (0.15, 0.5, 0.85)))   # centre, radius, paint
-BOXES = (((0.45, 0.4, 0.05), (0.22, 0.3, 0.45), (0.95, 0.75, 0.1)), ((-0.45, -0.5, -0.2), (0.3, 0.2, 0.2), (0.2, 0.6, 0.25)),
-         ((0.0, 0.0, -0.5), (0.95, 0.95, 0.1), (0.55, 0.5, 0.5)))                                     # centre, half edges, paint
-BOUND = 1.0                     # half the edge of a box that holds them all
+SPHERES = (((-0.4, 0.35, 0.1), 0.42, (0.85, 0.2, 0.15)), ((0.4, -0.45, -0.2), 0.3, (0.15, 0.5, 0.85)))      # centre, radius, paint
+BOXES = (((0.42, 0.35, 0.0), (0.28, 0.3, 0.5), (0.95, 0.75, 0.1)),                                        # centre, half edges, paint
+         ((-0.4, -0.45, -0.2), (0.35, 0.28, 0.3), (0.2, 0.6, 0.25)))
+BOUND = 0.9                     # half the edge of a box that holds them all
 LIGHT = (0.4, -0.6, 0.7)
 
 
@@ -37,7 +37,7 @@ def seen(rays: Tensor) -> Tensor:
         for centre, size, paint in solids:
             far, normal = meet(origin - torch.tensor(centre), direction, torch.tensor(size))
             place = origin + far.nan_to_num(posinf=0.0)[:, None] * direction
-            chequer = 1 - 0.3 * ((place + 1e-4) / 0.25).floor().sum(1, keepdim=True).remainder(2)
+            chequer = 1 - 0.3 * ((place + 1e-4) / 0.3).floor().sum(1, keepdim=True).remainder(2)
             shade = 0.35 + 0.65 * (normal @ light).clamp(min=0)
             nearer = far < best
             best = torch.where(nearer, far, best)

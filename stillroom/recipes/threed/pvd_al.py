@@ -99,7 +99,7 @@ class PVDAL(Recipe):
         return student
 
 
-SMALL = PVDAL(lr=0.06, pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=250)
+SMALL = PVDAL(lr=0.06, pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=200)
 EVEN = {"hard_views": 0.0, "hard_rays": 0.0, "points": 1.0, "opaque": 0.0}        # nothing comes more often: PVD
 RENDERED = {**EVEN, "feature": 0.0, "density": 0.0, "colour": 0.0, "features": 0.0, "blocks": 0.0}
 
