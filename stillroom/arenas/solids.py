@@ -8,8 +8,9 @@ from torch import Tensor
 
 from stillroom.parts import cameras
 
-SPHERES = (((-0.4, 0.35, 0.1), 0.42, (0.85, 0.2, 0.15)), ((0.4, -0.45, -0.2), 0.3, (0.15, 0.5, 0.85)))      # centre, radius, paint
-BOXES = (((0.42, 0.35, 0.0), (0.28, 0.3, 0.5), (0.95, 0.75, 0.1)),                                        # centre, half edges, paint
+SPHERES = (((-0.4, 0.35, 0.1), 0.42, (0.85, 0.2, 0.15)),                    # centre, radius, paint
+           ((0.4, -0.45, -0.2), 0.3, (0.15, 0.5, 0.85)))
+BOXES = (((0.42, 0.35, 0.0), (0.28, 0.3, 0.5), (0.95, 0.75, 0.1)),          # centre, half edges, paint
          ((-0.4, -0.45, -0.2), (0.35, 0.28, 0.3), (0.2, 0.6, 0.25)))
 BOUND = 0.9                     # half the edge of a box that holds them all
 LIGHT = (0.4, -0.6, 0.7)

@@ -74,11 +74,11 @@ def composite(points: Points, density: Tensor, colour: Tensor, background: float
 
     density [n], colour [n, 3] of the points; background: one number, 1 for white, or colours [rays, 3].
     """
-    thick = points.step * torch.zeros_like(points.depth).masked_scatter(points.asked, density.float())  # [rays, samples]
+    thick = points.step * torch.zeros_like(points.depth).masked_scatter(points.asked, density.to(points.depth))
     weight = (thick - thick.cumsum(1)).exp() * -torch.expm1(-thick)
     opacity = weight.sum(1)
     ray = points.asked.nonzero()[:, 0]
-    seen = torch.zeros(len(opacity), 3, device=colour.device).index_add(0, ray, weight[points.asked][:, None] * colour.float())
+    seen = weight.new_zeros(len(opacity), 3).index_add(0, ray, weight[points.asked][:, None] * colour.to(weight))
     return Rendered(seen + (1 - opacity)[:, None] * background, (weight * points.depth).sum(1), opacity, weight)
 
 
