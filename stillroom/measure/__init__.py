@@ -1,7 +1,7 @@
 """Judges: what was kept, what was lost, what it costs."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stillroom.measure.classification import accuracy, agreement, answers, calibration_error, predict
 from stillroom.measure.cost import cost, onnx_latency
@@ -19,6 +19,7 @@ class Proof:
     better: Literal["higher", "lower"] = "higher"
     baseline: str = "the student alone"              # whose number `beats` is
     also: dict[str, float] = field(default_factory=dict)    # further numbers worth knowing
+    shows: Any = None                                # images [n, 1 or 3, height, width] for the page
 
     @property
     def holds(self) -> bool:

@@ -49,3 +49,36 @@ class Memory(Module):
         places = torch.arange(len(self)) if among is None else among[: len(self)].cpu().nonzero().flatten()
         chosen = places[torch.randperm(len(places))[:count]].to(self.seen.device)
         return tuple(held[chosen] for held in self.held.buffers())
+
+
+class Hard(Module):
+    """A pool of hard samples. It fills as they come; once full it gives some back, and newer ones take their places.
+
+    size  places
+    like  a batch [any, …] of the samples' shape and type
+
+    `held` [size, …] is what it holds, of it the first `len(pool)` are filled. Raises `Refused` for a pool without places.
+    """
+
+    def __init__(self, size: int, like: Tensor):
+        super().__init__()
+        if size < 1:
+            raise Refused(f"a pool of {size} samples", "give it one place at least")
+        self.held = nn.Buffer(torch.zeros(size, *like.shape[1:], dtype=like.dtype, device=like.device))
+        self.filled = nn.Buffer(torch.tensor(0))
+
+    def __len__(self) -> int:
+        return int(self.filled)
+
+    def draw(self, count: int) -> Tensor:
+        """Places of so many random samples, none twice; of none before the pool is full. Whole numbers [count] or [0]."""
+        full = len(self) == len(self.held)
+        return torch.randperm(len(self.held), device=self.held.device)[: count if full else 0]
+
+    @torch.no_grad()
+    def put(self, samples: Tensor, places: Tensor) -> None:
+        """Samples [n, …], the hardest first, into the places that were drawn; as many as there is room for while it fills."""
+        if len(self) < len(self.held):
+            places = torch.arange(len(self), min(len(self) + len(samples), len(self.held)), device=self.held.device)
+            self.filled.add_(len(places))
+        self.held[places] = samples[: len(places)].to(self.held)

@@ -81,9 +81,9 @@ def _reached(result: dict[str, Any]) -> str:
 
 
 def _made(folder: Path) -> str:
-    """The images among the tensors that a run made."""
+    """The images among the tensors that a run made, else those that its proof shows."""
     if not (folder / "made.json").exists():
-        return ""
+        return _made(folder / "shown") if (folder / "shown").exists() else ""
     from torch import Tensor
 
     from stillroom import saved

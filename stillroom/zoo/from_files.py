@@ -1,5 +1,6 @@
-"""Models of one's own, by file and callable; and the small ones that come with stillroom."""
+"""Models of one's own, by file and callable; and those that come with stillroom."""
 
+import importlib
 import importlib.util
 import inspect
 import sys
@@ -43,13 +44,12 @@ def own(asked: Spec, wish: Wish) -> Built:
                  (wish.channels, *wish.size) if wish.channels and wish.size else None, drawn=False)
 
 
-def small(asked: Spec, wish: Wish) -> Built:
-    """`small:mlp`, `small:cnn`: a function of `stillroom.models.small`, its arguments as options. Raises `Refused`."""
-    from stillroom.models import small as home
-
-    known = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and f.__module__ == home.__name__ and n[0] != "_"}
+def ours(asked: Spec, wish: Wish, home: str) -> Built:
+    """`small:mlp`, `field:table`: a function of the module `home`, its arguments as options. Raises `Refused`."""
+    held = vars(importlib.import_module(home))
+    known = {n: f for n, f in held.items() if inspect.isfunction(f) and f.__module__ == home and n[0] != "_"}
     if asked.name not in known:
-        raise Refused(f"no small model is called {asked.name!r}", near(asked.name, known))
+        raise Refused(f"no {asked.kind} model is called {asked.name!r}", near(asked.name, known))
     takes = inspect.signature(known[asked.name]).parameters
     options = dict(asked.options)
     file = options.pop("weights", None)

@@ -1,6 +1,7 @@
 """Models by name. Each takes images in [0, 1] and normalises them itself, by hooks that leave the names of its weights alone."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from stillroom.zoo.specs import Spec, near, parse
 
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
     "timm": from_timm.build, "torchvision": from_torchvision.build, "hf": from_transformers.build,
-    "file": from_files.own, "small": from_files.small}
+    "file": from_files.own, "small": partial(from_files.ours, home="stillroom.models.small"),
+    "field": partial(from_files.ours, home="stillroom.models.fields")}
 KINDS = (*SOURCES, "run", "store")
 
 
@@ -24,7 +26,8 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
     timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · file:PATH.py:callable ·
-    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn; options as
+    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn ·
+    field:mlp, field:table, field:planes, field:volume (radiance fields); options as
     `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
     `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
     torch's global generator. A teacher's `?place=8bit`, `offload`, `blocks` or `blocks:N` says where its weights lie

@@ -1,0 +1,120 @@
+"""PVD-AL: Progressive Volume Distillation with Active Learning for Efficient NeRF Architecture Conversion
+
+Fang, Wang, Yang, Xu, Wang, Ding, Zhou — arXiv 2023 — https://arxiv.org/abs/2304.04012
+
+    teacher   frozen radiance field of any architecture; where it sees nothing, the student is not asked either
+    reads     features of block 1, logarithm of the density, colour; the colour rendered along rays
+    compares  norm of the difference over the whole batch
+    views     random cameras where the given ones stand; the same points of the same rays for both
+    data      poses, no image
+    weights   hard views, hard rays and points of much weight come more often
+    learns    a radiance field of another architecture
+    stages    features of block 1; densities and colours beside them; all of it and what is rendered
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from stillroom.arenas.cast import variant
+from stillroom.arenas.radiance import radiance
+from stillroom.errors import Refused
+from stillroom.measure import Proof
+from stillroom.parts import cameras, optim
+from stillroom.parts.memory import Hard
+from stillroom.parts.rendering import composite, heaviest, sample, trunc_exp
+from stillroom.parts.schedules import cosine
+from stillroom.parts.teachers import Frozen
+from stillroom.recipe import Recipe
+from stillroom.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PVDAL(Recipe):
+    feature: float = 0.002      # weight of the features at the first step, λ_f
+    fade: float = 0.995         # factor on it at every step
+    density: float = 0.002      # weight of the densities' logarithms, λ_σ
+    colour: float = 0.002       # weight of the points' colours, λ_c
+    rgb: float = 1.0            # weight of the rendered colours, λ_rgb
+    features: float = 0.0667    # share of the steps with features alone: 2,000 of 30,000
+    blocks: float = 0.1667      # share of the steps without rendering: 5,000 of 30,000
+    clamp: tuple[float, float] = (-2.0, 7.0)    # features and logarithms of densities are kept in this range when compared
+    hard_views: float = 0.1     # share of a round's views that turn around hard ones
+    hard_rays: float = 0.1      # hard rays in a step, as a share of the others
+    points: float = 0.3         # share of a ray's points that count, those of most weight
+    opaque: float = 0.5         # least opacity of a ray whose points count
+    pool_views: int = 100       # hard views that are remembered
+    pool_rays: int = 614_400    # hard rays that are
+    rest: int = 3               # rounds before views are remembered
+    turn: float = 0.157         # largest angle by which a hard view is turned
+    views: int = 312            # of a round, one a step
+    rays: int = 4096            # of a view
+    samples: int = 1024         # along a ray
+    lr: float = 0.01            # of AdamW, cosine; a deep network takes a tenth
+    lr_end: float = 7e-5        # where it ends
+    steps: int = 30_000         # updates
+
+    def distill(self, run: Run, student: Module, teacher: Module, poses: Tensor, focal: float, height: int, width: int) -> Module:
+        """`poses` [n, 4, 4]: cameras around the scene, such as the teacher's; the rest is of all cameras alike."""
+        if (student.bound, student.occupied.shape) != (teacher.bound, teacher.occupied.shape):
+            raise Refused("student and teacher fill different boxes", "build both with the same bound and grid")
+        student.occupied.copy_(teacher.occupied)
+        common, teacher, poses = student.shared and teacher.shared, Frozen(teacher), poses.float()    # whether features compare
+        opt = optim.adamw(student, lr=cosine(self.lr, self.lr_end), betas=(0.9, 0.99), eps=1e-15, shares=student.paces())
+        hard = nn.ModuleDict({"views": cameras.Tour(self.views, self.pool_views, poses),
+                              "rays": Hard(self.pool_rays, poses.new_zeros(1, 6))})
+        run.keep(student=student, opt=opt, hard=hard)
+
+        for step in run.loop(steps=self.steps):
+            tour, pool, (lap, view) = hard["views"], hard["rays"], divmod(step, self.views)
+            if view == 0:
+                tour.begin(cameras.orbit(poses, self.views), self.hard_views if lap >= self.rest else 0.0, self.turn)
+            pixels = torch.randint(height * width, (self.rays,), device=run.device)
+            again = pool.draw(int(self.hard_rays * self.rays))
+            rays = torch.cat([cameras.rays(tour.pose[view], pixels, focal, height, width), pool.held[again]])
+            points = sample(rays, student.bound, student.occupied, self.samples, jitter=True)
+            taught, learnt = teacher(points.x, points.direction), student(points.x, points.direction)
+            among, terms = torch.ones_like(taught.logit, dtype=torch.bool), {}
+
+            if run.progress >= self.blocks:
+                ground = torch.rand(len(rays), 3, device=run.device)
+                true, seen = (composite(points, trunc_exp(f.logit), f.colour, ground) for f in (taught, learnt))
+                miss = seen.colour - true.colour                                     # [rays, 3]
+                tour.error[view] = miss[: self.rays].detach().square().mean()
+                pool.put(rays[miss.abs().sum(1).topk(int(self.hard_rays * self.rays)).indices], again)
+                among = heaviest(points, true, self.points, self.opaque) | heaviest(points, seen, self.points, self.opaque)
+                terms["rgb"] = self.rgb * miss.norm()
+
+            one, other = (f.clamped(*self.clamp) for f in (taught, learnt))
+            if run.progress >= self.features or not common:
+                terms["density"] = self.density * (other.logit - one.logit)[among].norm()
+                terms["colour"] = self.colour * (other.colour - one.colour)[among].norm()
+            if common:
+                terms["features"] = self.feature * self.fade**step * (other.features - one.features)[among].norm()
+            run.update(opt, **terms)
+
+        return student
+
+
+SMALL = PVDAL(lr=0.06, pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=200)
+EVEN = {"hard_views": 0.0, "hard_rays": 0.0, "points": 1.0, "opaque": 0.0}        # nothing comes more often: PVD
+RENDERED = {**EVEN, "feature": 0.0, "density": 0.0, "colour": 0.0, "features": 0.0, "blocks": 0.0}
+
+
+def trial(seed=0):
+    """Photographs of a scene; the teacher is a table of features that has learnt from them, the student a deep network."""
+    return SMALL, radiance(seed)
+
+
+def proof(student, cast):
+    """Views that nobody saw come out better than those of the same network that learns from the photographs for as long."""
+    teacher, alone = cast.actors["teacher"], cast.alone(SMALL.steps, SMALL.rays, SMALL.lr)
+    back = replace(SMALL, steps=100)(Run(), **{**cast.actors, "student": cast.fresh("volume"), "teacher": copy.deepcopy(student)})
+    others = {"without active learning": variant("pvd_al", cast.seed, **EVEN), "the teacher": teacher,
+              "what is rendered alone": variant("pvd_al", cast.seed, **RENDERED), "the student made into a volume": back}
+    return Proof(cast.psnr(student), beats=cast.psnr(alone), unit="PSNR in dB, held-out views",
+                 baseline="the same network taught by the photographs",
+                 also={who: cast.psnr(field) for who, field in others.items()}, shows=cast.views(teacher, student, alone))
