@@ -6,7 +6,6 @@ Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
     reads     feature maps of named layers, or the logit map
     adapter   1×1 convolution to the teacher's width; the teacher's map looks at the student's by attention
     compares  squared difference of the maps under M masks of channels and M of positions, over their mass
-    views     one, shared
     data      images with masks; pixels without a class, and images without any, learn from the teacher alone
     weights   masks, which follow from both maps; their overlap is a loss, so that they stay different
     learns    student weights; adapters, attention and selectors of masks, which are dropped
@@ -80,6 +79,7 @@ class ACAMKD(Recipe):
 
 class Level(Module):
     """One layer of the student beside one of the teacher: adapter, attention between them, masks."""
+
     def __init__(self, width: int, width_teacher: int, masks: int, keys: int):
         super().__init__()
         self.align = nn.Conv2d(width, width_teacher, 1) if width != width_teacher else nn.Identity()
@@ -94,17 +94,17 @@ class Level(Module):
                 overlap(channels) + overlap(places))
 
     def seen(self, student: Tensor, teacher: Tensor, sees: str) -> tuple[Tensor, Tensor]:
-        """Masks of channels and of positions, see `MaskBank`."""
+        """Masks of channels and positions."""
         if sees in ("teacher", "nothing"):
             return self.bank(teacher if sees == "teacher" else torch.zeros_like(teacher))      # of zeros: one half everywhere
-        return self.bank(self.fuse(student, teacher) if sees == "reversed" else self.fuse(teacher, student))
+        return self.bank(self.fuse(*((student, teacher) if sees == "reversed" else (teacher, student))))
 
 
 def maps(model: Module, names: tuple[str, ...], x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The logit map of a segmenter, also of torchvision and transformers, and the maps of these layers, or itself without any."""
     out, found = Tap(model, *names)(x) if names else (model(x), None)
-    logits: Any = out if isinstance(out, Tensor) else out.get("out", out.get("logits")) if isinstance(out, Mapping) else None
-    if not isinstance(logits, Tensor) or logits.ndim != 4 or any(m.ndim != 4 for m in found or ()):
+    logits: Any = out.get("out", out.get("logits")) if isinstance(out, Mapping) else out
+    if any(not isinstance(m, Tensor) or m.ndim != 4 for m in (logits, *(found or ()))):
         raise Refused("the model gives no map [batch, channels, height, width]", "give a segmenter, and layers that put out maps")
     return logits, found or [logits]
 
@@ -115,7 +115,8 @@ def trial(seed=0):
 
 
 def proof(student, cast):
-    """Better than the same student taught by the labelled images alone; plain MSE, which does as well here, is beside it, and masks
-    inside the square, as printed: dividing by their mass does not keep those from shrinking to nothing."""
-    net = {"plain MSE": cast.other(sees="nothing"), "masks inside the square": cast.other(square_mask=True), "teacher": cast.teacher}
-    return Proof(cast.miou(student), beats=cast.miou(cast.alone()), unit="mIoU", also={k: cast.miou(n) for k, n in net.items()})
+    """Better than the same student taught by the labelled images alone. Plain MSE, which does as well here, is beside it, and masks
+    inside the square, as printed: their mass does not keep those from shrinking to nothing."""
+    others = {"plain MSE": cast.other(sees="nothing"), "masks inside the square": cast.other(square_mask=True)}
+    return Proof(cast.miou(student), beats=cast.miou(cast.alone()), unit="mIoU",
+                 also={name: cast.miou(net) for name, net in (others | {"teacher": cast.teacher}).items()})
