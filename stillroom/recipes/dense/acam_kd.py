@@ -12,9 +12,7 @@ Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
     note      reconstruction: selectors' first values, the rate of SGD; not built: the task loss of detectors
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +101,7 @@ class Level(Module):
 def maps(model: Module, names: tuple[str, ...], x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The logit map of a segmenter, also of torchvision and transformers, and the maps of these layers, or itself without any."""
     out, found = Tap(model, *names)(x) if names else (model(x), None)
-    logits: Any = out.get("out", out.get("logits")) if isinstance(out, Mapping) else out
+    logits = out.get("out", out.get("logits")) if isinstance(out, dict) else out
     if any(not isinstance(m, Tensor) or m.ndim != 4 for m in (logits, *(found or ()))):
         raise Refused("the model gives no map [batch, channels, height, width]", "give a segmenter, and layers that put out maps")
     return logits, found or [logits]
@@ -115,8 +113,8 @@ def trial(seed=0):
 
 
 def proof(student, cast):
-    """Better than the same student taught by the labelled images alone. Plain MSE, which does as well here, is beside it, and masks
-    inside the square, as printed: their mass does not keep those from shrinking to nothing."""
+    """Better than the same student taught by the labelled images alone. Beside it plain MSE, which does as well here, and masks
+    inside the square, as printed, which shrink to nothing in spite of their mass."""
     others = {"plain MSE": cast.other(sees="nothing"), "masks inside the square": cast.other(square_mask=True)}
     return Proof(cast.miou(student), beats=cast.miou(cast.alone()), unit="mIoU",
                  also={name: cast.miou(net) for name, net in (others | {"teacher": cast.teacher}).items()})
