@@ -25,16 +25,19 @@ def package(name: str) -> ModuleType:
     if EXTRAS[name] in ("vision", "text"):   # timm imports torchvision, and so do parts of transformers
         mend_torchvision()
     try:
-        return import_module(name)
+        found = import_module(name)
+        if name == "torchvision":
+            _stand_in()
+        return found
     except Exception as error:
         raise Refused(f"{name} is installed but does not import ({_first_line(error)})", _remedy(name)) from error
 
 
 def mend_torchvision() -> None:
-    """Let PyPI's torchvision import beside a CPU build of torch: its compiled operators want CUDA, and without the schema
-    of two of them nothing of it imports (pytorch/vision#9077). Models and transforms work then; nms and torchvision.io
-    do not, and say so. Does nothing when torch has CUDA or torchvision's operators are there. Raises `Refused`
-    when an earlier import of torchvision has failed half way."""
+    """Let PyPI's torchvision import beside a CPU build of torch: its compiled operators want CUDA, and without the schema of two
+    of them nothing of it imports (pytorch/vision#9077). Models and transforms work then, its detectors with our own nms
+    (`_stand_in`); torchvision.io does not, and says so. Does nothing when torch has CUDA or torchvision's operators are there.
+    Raises `Refused` when an earlier import of torchvision has failed half way."""
     found = find_spec("torchvision")
     if _kept or found is None or torch.version.cuda is not None:
         return
@@ -51,6 +54,15 @@ def mend_torchvision() -> None:
         for schema in SCHEMAS:
             library.define(schema)
         _kept.append(library)
+
+
+def _stand_in() -> None:
+    """Where torchvision's compiled operators are missing, its detectors suppress boxes by `parts.boxes.nms`."""
+    ops, extension = import_module("torchvision.ops"), import_module("torchvision.extension")
+    if not extension._has_ops():
+        from stillroom.parts.boxes import nms
+
+        ops.nms = ops.boxes.nms = nms
 
 
 def _remedy(name: str) -> str:

@@ -21,9 +21,10 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 def labels(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the labels, mean over the batch; a sample without a label counts 0, so that parts of a batch add up.
 
-    logits [batch, classes], y [batch] with `UNLABELLED` where there is no label; returns a scalar in nats.
+    logits [batch, classes], y [batch] with `UNLABELLED` where there is no label; returns a scalar in nats. Of pixels, logits
+    [batch, classes, height, width] and y [batch, height, width], the mean is over all pixels, in the same way.
     """
-    return F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing) / len(y)
+    return F.cross_entropy(logits, y, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing) / y.numel()
 
 
 # --- other ways to compare two distributions ---------------------------------------------------------------------------
