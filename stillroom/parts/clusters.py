@@ -12,7 +12,8 @@ def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distance to the nearest centre, and its number. x [..., points, dim], centres [..., count, dim] → [..., points]."""
     found = []
     for part in x.split(CHUNK, -2):
-        close = part @ centres.mT - centres.square().sum(-1)[..., None, :] / 2           # ‖x‖² is the same for all centres
+        with torch.autocast(x.device.type, enabled=False):                               # rounded, many would be equally near
+            close = part @ centres.mT - centres.square().sum(-1)[..., None, :] / 2       # ‖x‖² is the same for all centres
         best, own = close.max(-1)
         found.append(((part.square().sum(-1) - 2 * best).clamp(min=0), own))
     return torch.cat([far for far, _ in found], -1), torch.cat([own for _, own in found], -1)

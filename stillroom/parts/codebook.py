@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module
 
+from stillroom.parts.clusters import kmeans
+
 
 class Quantised(NamedTuple):
     """value: the nearest codes, with the gradient of x [..., dim]; code: their numbers [...]; commit: a scalar, not weighted."""
@@ -58,8 +60,11 @@ class Codebook(Module):
 
     @torch.no_grad()
     def begin(self, x: Tensor, rounds: int = 10) -> None:
-        """Codes as the centres of vectors [..., dim] by k-means from vectors drawn at random; with them what is remembered."""
-        self.codes.copy_(kmeans(self.scaled(x).flatten(0, -2), len(self.codes), rounds, self.cosine))
+        """Codes as the centres of vectors [..., dim] by k-means from vectors drawn at random; with them what is remembered.
+        Fewer vectors than codes are codes themselves."""
+        x, many = self.scaled(x).flatten(0, -2), len(self.codes)
+        first = drawn(x, many)
+        self.codes.copy_(self.scaled(first if len(x) <= many else kmeans(x, many, rounds, first)))
         self.total.copy_(self.codes)
         self.count.fill_(1.0)
 
@@ -87,19 +92,6 @@ class Codebook(Module):
 def straight_through(x: Tensor, found: Tensor) -> Tensor:
     """`found` as value, with the gradient of x (Bengio et al. 2013)."""
     return x + (found.to(x) - x).detach()
-
-
-@torch.no_grad()
-def kmeans(x: Tensor, count: int, rounds: int, cosine: bool = False) -> Tensor:
-    """Centres [count, dim] of vectors [n, dim] by Lloyd's rounds from vectors drawn at random; an empty one stays."""
-    centres = drawn(x, count)
-    for _ in range(rounds):
-        with torch.autocast(x.device.type, enabled=False):
-            near = (x @ centres.T if cosine else 2 * x @ centres.T - centres.square().sum(-1)).argmax(-1)
-        n = torch.bincount(near, minlength=count).to(x)[:, None]
-        moved = torch.zeros_like(centres).index_add_(0, near, x) / n.clamp(min=1)
-        centres = torch.where(n > 0, F.normalize(moved, dim=-1) if cosine else moved, centres)
-    return centres
 
 
 def drawn(x: Tensor, count: int) -> Tensor:

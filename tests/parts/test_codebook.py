@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stillroom.parts.codebook import Codebook, drawn, kmeans, straight_through, usage
+from stillroom.parts.clusters import kmeans
+from stillroom.parts.codebook import Codebook, drawn, straight_through, usage
 
 
 def some(n=200, dim=6, seed=0):
