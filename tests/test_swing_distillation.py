@@ -152,6 +152,7 @@ def test_fixed_noise_is_the_same_at_every_visit_of_a_text():
 def test_patterns_are_found_in_tokens_of_any_length():
     ids = torch.tensor([encode("a 12 b"), encode("ba ab ")])
     assert Patterns(SYMBOLS)(ids).tolist() == [[0, 0, 0, 1, 1, 0, 0], [0] * 7]
+    assert Patterns(SYMBOLS)(torch.tensor([encode("a 12-345 6789")])).tolist() == [[0, 0, 0, *[1] * 11]]    # a telephone's, whole
     longer = Patterns(["call ", "anna", " at", " +49 30", " 123 45", " or", " ann", "a.b@c", ".de"], names=["Anna"])
     ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6, -100], [0, 6, 1, 5, 7, 8, 2, 2]])
     assert longer(ids).tolist() == [[0, 1, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0]]    # " annanna" is no Anna; ora.b@c.de

@@ -32,8 +32,8 @@ Row = tuple[str, str]            # text, class
 
 @lru_cache(maxsize=1)
 def ground() -> SimpleNamespace:
-    """corpus: texts; train, valid, test: texts of the task with their classes. In the manuals the class is the name of the
-    parameter that a text describes."""
+    """corpus: texts without classes, those of the task's training part among them; train, valid, test: texts of the task with
+    their classes. In the manuals the class is the name of the parameter that a text describes."""
     from stillroom.zoo import shared
 
     try:

@@ -101,7 +101,7 @@ def trial(seed=0):
 
 def proof(student, cast):
     """Less exposure than plain KD; who has more than 1.03 times KD's perplexity counts as fully exposed. The paper's 80 % are not
-    reached. Where the detector misses some nothing is protected, and striking out what it finds protects as well."""
+    reached. A detector that misses some hardly protects, and striking out what it finds protects more, at a higher perplexity."""
     rivals = {"ours": student, "KD": cast.kd(), "only the teacher softened": cast.swung(softens="teacher"),
               "KD, found tokens struck out": cast.redacted(), "a detector that misses 3 of 10": cast.missing()}
     bits, width = ({who: judge(net) for who, net in rivals.items()} for judge in (cast.exposure, cast.perplexity))
