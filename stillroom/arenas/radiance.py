@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -71,7 +71,7 @@ def radiance(seed: int = 0) -> Cast:
     """Student (a deep network), teacher (a hash table that has learnt from 95 photographs, or 35 drawn ones), cameras, judges.
 
     psnr(field)                         on the views that are held out, dB
-    views(*fields)                      these views beside those of the fields, images [n, 3, height, width]
+    views(teacher, student, alone)      these views as photographed and as the fields show them, images by name
     alone(steps, rays, lr)              the student taught by the photographs, in the cells that the teacher found occupied
     fresh(kind)                         a field that knows nothing: mlp, table, planes, volume
     """
@@ -80,7 +80,7 @@ def radiance(seed: int = 0) -> Cast:
         {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal,
          "height": SIDE, "width": SIDE}, data=seen.words, real=_home() is not None, seed=seed,
         psnr=lambda field: psnr(shot(field, hidden), hidden.images),
-        views=lambda *those: torch.stack([hidden.images, *(shot(f, hidden) for f in those)], 1).flatten(0, 1).movedim(-1, 1),
+        views=partial(_views, hidden),
         alone=lambda steps, rays, lr: _alone(seed, _home(), steps, rays, lr), fresh=lambda kind: fresh(kind, seen.bound, seed))
 
 
@@ -89,6 +89,12 @@ def shot(field: Field, at: Photographs) -> Tensor:
     n, height, width, _ = at.images.shape
     rays = cameras.rays(at.poses[:, None], torch.arange(height * width), at.focal, height, width).flatten(0, 1)
     return field.render(rays.to(field.occupied.device), SAMPLES).cpu().view(n, height, width, 3)
+
+
+def _views(hidden: Photographs, teacher: Field, student: Field, alone: Field) -> dict[str, Tensor]:
+    shown = {"photographs that nobody learnt from": hidden.images, "the teacher": shot(teacher, hidden),
+             "the student": shot(student, hidden), "the same network taught by photographs": shot(alone, hidden)}
+    return {name: images.movedim(-1, 1) for name, images in shown.items()}
 
 
 def fresh(kind: str, bound: float, seed: int) -> Field:

@@ -19,7 +19,7 @@ class Proof:
     better: Literal["higher", "lower"] = "higher"
     baseline: str = "the student alone"              # whose number `beats` is
     also: dict[str, float] = field(default_factory=dict)    # further numbers worth knowing
-    shows: Any = None                                # images [n, 1 or 3, height, width] for the page
+    shows: dict[str, Any] = field(default_factory=dict)     # images [n, 1 or 3, height, width] for the page, by what they are
 
     @property
     def holds(self) -> bool:
