@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -71,8 +71,9 @@ def radiance(seed: int = 0) -> Cast:
     """Student (a deep network), teacher (a hash table that has learnt from 95 photographs, or 35 drawn ones), cameras, judges.
 
     psnr(field)                         on the views that are held out, dB
-    views(teacher, student, alone)      these views as photographed and as the fields show them, images by name
-    alone(steps, rays, lr)              the student taught by the photographs, in the cells that the teacher found occupied
+    alone(method, times=1)              the student taught by photographs at the recipe's rate, with its rays and so many times
+                                        its steps, in the cells that the teacher found occupied
+    views(student, method)              the held-out views, and as teacher, student and the student alone show them, by name
     fresh(kind)                         a field that knows nothing: mlp, table, planes, volume
     """
     seen, hidden, teacher = _ground(seed, _home())
@@ -80,8 +81,8 @@ def radiance(seed: int = 0) -> Cast:
         {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal,
          "height": SIDE, "width": SIDE}, data=seen.words, real=_home() is not None, seed=seed,
         psnr=lambda field: psnr(shot(field, hidden), hidden.images),
-        views=partial(_views, hidden),
-        alone=lambda steps, rays, lr: _alone(seed, _home(), steps, rays, lr), fresh=lambda kind: fresh(kind, seen.bound, seed))
+        alone=partial(_alone, seed, _home()), fresh=lambda kind: fresh(kind, seen.bound, seed),
+        views=lambda student, method: _views(hidden, teacher, student, _alone(seed, _home(), method)))
 
 
 def shot(field: Field, at: Photographs) -> Tensor:
@@ -121,9 +122,10 @@ def _fitted(kind: str, fitting: Fitting, to: Photographs, seed: int, occupied: T
 
 
 @lru_cache(maxsize=4)
-def _alone(seed: int, home: Path | None, steps: int, rays: int, lr: float) -> Field:
+def _alone(seed: int, home: Path | None, method: Any, times: int = 1) -> Field:
     seen, _, teacher = _ground(seed, home)
-    return _fitted("mlp", Fitting(lr=lr, rays=rays, samples=SAMPLES, steps=steps), seen, seed, teacher.occupied)
+    fitting = Fitting(lr=method.lr, rays=method.rays, samples=SAMPLES, steps=times * method.steps)
+    return _fitted("mlp", fitting, seen, seed, teacher.occupied)
 
 
 def _home() -> Path | None:
