@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -102,7 +102,9 @@ def fresh(kind: str, bound: float, seed: int) -> Field:
     """A field of a kind that knows nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast(Field, zoo.model(f"{KINDS[kind]}&bound={bound}&grid={GRID}"))
+        field: Any = zoo.model(f"{KINDS[kind]}&bound={bound}&grid={GRID}")
+    field.drawn = None                          # even after a step that left its last layer alone it may teach
+    return field
 
 
 @lru_cache(maxsize=4)
