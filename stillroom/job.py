@@ -373,8 +373,7 @@ def carry_out(job: Job, folder: Path, *, show: bool = True) -> dict[str, Any]:
     if ranks.first():
         saved.save(made, folder, origin=getattr(made, "origin", None), classes=job.classes, shape=job.shape)
     found = result(job, made)
-    shown = found.pop("shows", None)
-    if shown is not None and ranks.first():
-        saved.save(shown, folder / "shown")
+    if (shows := found.pop("shows", None)) and ranks.first():
+        saved.save(shows(), folder / "shown")
     return note(folder, state="finished", device=str(run.device), seconds={"steps": round(run.seconds, 3),
                 "all": round(time.perf_counter() - began, 3)}, result=found)

@@ -452,7 +452,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_all_its_pools(tmp_path):
             made = quick(run, **actors("mlp", "table"))
         except InterruptedError:
             hard = run._things["hard"]
-            assert len(hard["views"].pool) == 2 and len(hard["rays"]) == 6         # both were in use
+            assert len(hard[0].pool) == 2 and len(hard[1]) == 6                    # both were in use
     assert all(torch.equal(v, made.state_dict()[k]) for k, v in whole.state_dict().items())
 
 

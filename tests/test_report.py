@@ -334,6 +334,15 @@ def test_its_page_shows_the_proof_and_the_images_that_it_made(browser, tmp_path)
     sheet.close()
 
 
+def test_its_page_shows_the_images_of_its_proof_by_name(browser, tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"loop": "loop", "step": 0, "seconds": 1.0, "rgb": 0.5}) + "\n")
+    saved.save({"the <i>teacher</i>": torch.rand(3, 3, 8, 8), "the student": torch.rand(3, 3, 8, 8)}, tmp_path / "shown")
+    sheet = browser.new_page()
+    sheet.goto(report.page(tmp_path).as_uri())
+    assert sheet.locator("img.gallery").count() == 2 and "the <i>teacher</i>" in sheet.inner_text("#made")
+    sheet.close()
+
+
 def test_a_folder_without_either_is_refused(tmp_path):
     with pytest.raises(Refused, match="neither a comparison nor a run"):
         report.page(tmp_path)

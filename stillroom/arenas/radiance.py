@@ -2,9 +2,9 @@
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,8 +71,9 @@ def radiance(seed: int = 0) -> Cast:
     """Student (a deep network), teacher (a hash table that has learnt from 95 photographs, or 35 drawn ones), cameras, judges.
 
     psnr(field)                         on the views that are held out, dB
-    views(*fields)                      these views beside those of the fields, images [n, 3, height, width]
-    alone(steps, rays, lr)              the student taught by the photographs, in the cells that the teacher found occupied
+    alone(method, times=1)              the student taught by photographs at the recipe's rate, with its rays and so many times
+                                        its steps, in the cells that the teacher found occupied
+    views(student, method)              the held-out views, and as teacher, student and the student alone show them, by name
     fresh(kind)                         a field that knows nothing: mlp, table, planes, volume
     """
     seen, hidden, teacher = _ground(seed, _home())
@@ -80,8 +81,8 @@ def radiance(seed: int = 0) -> Cast:
         {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal,
          "height": SIDE, "width": SIDE}, data=seen.words, real=_home() is not None, seed=seed,
         psnr=lambda field: psnr(shot(field, hidden), hidden.images),
-        views=lambda *those: torch.stack([hidden.images, *(shot(f, hidden) for f in those)], 1).flatten(0, 1).movedim(-1, 1),
-        alone=lambda steps, rays, lr: _alone(seed, _home(), steps, rays, lr), fresh=lambda kind: fresh(kind, seen.bound, seed))
+        alone=partial(_alone, seed, _home()), fresh=lambda kind: fresh(kind, seen.bound, seed),
+        views=lambda student, method: _views(hidden, teacher, student, _alone(seed, _home(), method)))
 
 
 def shot(field: Field, at: Photographs) -> Tensor:
@@ -91,11 +92,19 @@ def shot(field: Field, at: Photographs) -> Tensor:
     return field.render(rays.to(field.occupied.device), SAMPLES).cpu().view(n, height, width, 3)
 
 
+def _views(hidden: Photographs, teacher: Field, student: Field, alone: Field) -> dict[str, Tensor]:
+    shown = {"photographs that nobody learnt from": hidden.images, "the teacher": shot(teacher, hidden),
+             "the student": shot(student, hidden), "the same network taught by photographs": shot(alone, hidden)}
+    return {name: images.movedim(-1, 1) for name, images in shown.items()}
+
+
 def fresh(kind: str, bound: float, seed: int) -> Field:
     """A field of a kind that knows nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast(Field, zoo.model(f"{KINDS[kind]}&bound={bound}&grid={GRID}"))
+        field: Any = zoo.model(f"{KINDS[kind]}&bound={bound}&grid={GRID}")
+    field.drawn = None                          # even after a step that left its last layer alone it may teach
+    return field
 
 
 @lru_cache(maxsize=4)
@@ -115,9 +124,10 @@ def _fitted(kind: str, fitting: Fitting, to: Photographs, seed: int, occupied: T
 
 
 @lru_cache(maxsize=4)
-def _alone(seed: int, home: Path | None, steps: int, rays: int, lr: float) -> Field:
+def _alone(seed: int, home: Path | None, method: Any, times: int = 1) -> Field:
     seen, _, teacher = _ground(seed, home)
-    return _fitted("mlp", Fitting(lr=lr, rays=rays, samples=SAMPLES, steps=steps), seen, seed, teacher.occupied)
+    fitting = Fitting(lr=method.lr, rays=method.rays, samples=SAMPLES, steps=times * method.steps)
+    return _fitted("mlp", fitting, seen, seed, teacher.occupied)
 
 
 def _home() -> Path | None:

@@ -1,5 +1,6 @@
 """Judges: what was kept, what was lost, what it costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ class Proof:
     better: Literal["higher", "lower"] = "higher"
     baseline: str = "the student alone"              # whose number `beats` is
     also: dict[str, float] = field(default_factory=dict)    # further numbers worth knowing
-    shows: Any = None                                # images [n, 1 or 3, height, width] for the page
+    shows: Callable[[], dict[str, Any]] | None = None       # makes images [n, 1 or 3, height, width] for the page, by name
 
     @property
     def holds(self) -> bool:

@@ -81,12 +81,14 @@ def _reached(result: dict[str, Any]) -> str:
 
 
 def _made(folder: Path) -> str:
-    """The images among the tensors that a run made, else those that its proof shows."""
-    if not (folder / "made.json").exists():
-        return _made(folder / "shown") if (folder / "shown").exists() else ""
-    from torch import Tensor
-
+    """The images among the tensors that a run made, or those that its proof shows."""
     from stillroom import saved
+
+    if (folder / "shown").exists():
+        return figures(*(figure(name, "", pictures.gallery(images)) for name, images in saved.load(folder / "shown").items()))
+    if not (folder / "made.json").exists():
+        return ""
+    from torch import Tensor
 
     try:
         made = saved.load(folder)
