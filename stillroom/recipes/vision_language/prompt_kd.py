@@ -83,7 +83,7 @@ def trial(seed=0):
 
 def proof(student, cast):
     """Better, over classes that labels were shown of and the others, than the student by its own sentences. Beside it: tokens
-    taught to the student by the same labels, which forget the others; this without tokens; the teacher before its tuning."""
+    taught to the student by the same labels; this without tokens, where most of it is already; the teacher before its tuning."""
     also = {"few-shot tokens": cast.few_shot(), "PromptSRC": cast.prompt_src(), "the projector alone": cast.other(count=0),
             "teacher": cast.actors["teacher"]}
     found = {f"{who}, {part}": value for who, net in also.items() for part, value in cast.judged(net).items()}
