@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stillroom.measure.classification import accuracy, agreement, answers, calibration_error, predict
+from stillroom.measure.classification import accuracy, agreement, answers, base_to_novel, calibration_error, predict
 from stillroom.measure.cost import cost, onnx_latency
 
-__all__ = ["Proof", "accuracy", "agreement", "answers", "calibration_error", "cost", "onnx_latency", "predict"]
+__all__ = ["Proof", "accuracy", "agreement", "answers", "base_to_novel", "calibration_error", "cost", "onnx_latency", "predict"]
 
 
 @dataclass(frozen=True)

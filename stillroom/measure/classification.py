@@ -1,5 +1,7 @@
 """Judges of classifiers: accuracy, calibration, agreement with the teacher."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -37,6 +39,20 @@ def right(logits: Tensor, y: Tensor) -> float:
 def accuracy(model: Module, data) -> float:
     """Share of samples whose largest logit is their label, in percent."""
     return right(*answers(model, data))
+
+
+def base_to_novel(model: Module, data, base: Sequence[int]) -> tuple[float, float, float]:
+    """How a classifier does on classes that labels were shown of, and on the others (Zhou et al. 2022, CoCoOp): accuracy on
+    samples of `base` classes among these alone, accuracy on the others' among the others, and their harmonic mean, in percent."""
+    logits, y = answers(model, data)
+    shown = torch.zeros(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(base), True)
+    found = [right(logits[at].masked_fill(~among, -torch.inf), y[at]) for among in (shown, ~shown) for at in (among[y],)]
+    return found[0], found[1], harmonic(*found)
+
+
+def harmonic(a: float, b: float) -> float:
+    """2ab / (a + b), 0 when both are."""
+    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def agreement(model: Module, teacher: Module, data) -> float:

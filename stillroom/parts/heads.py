@@ -138,6 +138,30 @@ class Proxies(Module):
         return F.linear(F.normalize(feature.to(self.proxies)), F.normalize(self.proxies)) / self.temperature
 
 
+class ClassVectors(Module):
+    """A classifier whose classes are directions that stay: logits are cosines of its feature with the vector of each class, times
+    a factor (CLIP's zero-shot classifier, Radford et al. 2021, sec. 3.1).
+
+    body      inputs [batch, …] → features [batch, dim]
+    vectors   [classes, width], of any length above 0
+    scale     the factor
+    dim       of features that are to be projected: two layers lead from `dim` to `width`; 0: they have the width already
+    """
+
+    def __init__(self, body: Module, vectors: Tensor, scale: Tensor, dim: int = 0):
+        super().__init__()
+        classes, width = vectors.shape
+        layers = (nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)) if dim else ()
+        self.body, self.project = body, nn.Sequential(*layers).to(vectors)
+        self.vectors = nn.Buffer(F.normalize(vectors.detach(), dim=-1))
+        self.scale = nn.Buffer(scale.detach().clone())
+        if "origin" in vars(body):                     # built again from the same body
+            self.origin = {"spec": "part:class_vectors", "model": body.origin, "shape": [classes, width], "dim": dim}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(self.project(self.body(x)), dim=-1), self.vectors)
+
+
 def apart(model: Module, x: Tensor) -> tuple[Module, nn.Linear]:
     """The network without the linear layer that makes its logits, taken out of it for good, and that layer.
 

@@ -69,9 +69,15 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
 def rebuild(origin: dict[str, Any]) -> Module:
     """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
     if origin["spec"].startswith("part:"):
-        from stillroom.parts.heads import Proxies, Subclasses, TwoHeads
+        from stillroom.parts.heads import ClassVectors, Proxies, Subclasses, TwoHeads, headless
+        from stillroom.parts.prompts import Prompted
 
-        net, x = rebuild(origin["model"]), torch.zeros(1, *origin["sample"])
+        net = rebuild(origin["model"])
+        if origin["spec"] == "part:class_vectors":
+            return ClassVectors(net, torch.ones(origin["shape"]), torch.ones(()), origin["dim"])
+        x = torch.zeros(1, *origin["sample"])
+        if origin["spec"] == "part:prompted":
+            return Prompted(headless(net, x)[0], x, origin["count"], origin["depth"])
         if origin["spec"] == "part:proxies":
             return Proxies(net, x, origin["temperature"])
         return Subclasses(net, x, origin["count"]) if origin["spec"] == "part:subclasses" else TwoHeads(net, x)
