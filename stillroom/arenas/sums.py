@@ -10,16 +10,34 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
+from stillroom import recipe
 from stillroom.arenas.cast import Cast, variant
 from stillroom.models.gpt import GPT
-from stillroom.parts import losses, optim, text, verifiers
-from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts import grpo, optim, text, verifiers
+from stillroom.parts.schedules import constant
 from stillroom.run import Run
 
 SIGNS = "_.0123456789+="       # the first pads, the second ends a text
 PAD, STOP = 0, 1
-TEST, VALID = 1000, 500
-WIDTH, LENGTH = 6, 4           # of a prompt, of an answer and its end
+WIDTH, LENGTH = 6, 4           # tokens of a prompt, "07+85=", and of an answer, "290.": the digits of the least worth come first
+TEST, VALID = 2000, 500
+SKILLED, HALF = 85.0, 20.0     # percent of its sums right, at which the teacher's and the student's schooling ends
+
+
+def sums(seed: int = 0) -> Cast:
+    """Student and teacher, each schooled by right answers until it knows so many; prompts with their sums, and a rule as reward.
+
+    accuracy(net)    percent of the sums that it gets right by its likeliest tokens, on 2,000 that nobody learnt from
+    other(**fields)  what the trial of KDRL makes with these fields changed
+    imitated()       the student taught by answers that the teacher said to the prompts, with as many updates and as many answers
+    """
+    parts = ground(seed)
+    teacher = schooled(seed, 48, SKILLED)
+    return Cast({"student": copy.deepcopy(schooled(seed, 32, HALF)), "teacher": copy.deepcopy(teacher),
+                 "data": TensorDataset(parts.train.prompts, parts.train.gold), "reward": verifiers.graded(read, verifiers.number)},
+                data="sums of two numbers below a hundred, drawn evenly", real=False,
+                accuracy=lambda net: accuracy(net, parts.test), teacher=teacher, valid=parts.valid,
+                other=partial(variant, "kdrl", seed), imitated=lambda: _imitated(seed))
 
 
 def ids(words: str) -> list[int]:
@@ -27,41 +45,54 @@ def ids(words: str) -> list[int]:
 
 
 def read(tokens: Sequence[int]) -> str:
-    """The text, as far as it is one: without padding, and without its end."""
-    return "".join(SIGNS[i] for i in tokens if i > STOP)
+    """The number that an answer writes, nothing where it does not end."""
+    words = "".join(SIGNS[i] for i in tokens if i != PAD)
+    return words[-2::-1] if words.endswith(".") else ""
 
 
 @lru_cache(maxsize=4)
 def ground(seed: int) -> SimpleNamespace:
-    """All pairs in an order of the seed: prompts [n, WIDTH] padded on the left, sums [n], and the answers [n, LENGTH]."""
+    """All pairs in an order of the seed, in three parts: prompts [n, WIDTH], sums in three digits, answers [n, LENGTH]."""
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(seed))
     pairs = [divmod(n, 100) for n in order.tolist()]
-    prompts = torch.tensor([[PAD] * (WIDTH - len(p)) + ids(p) for p in (f"{a}+{b}=" for a, b in pairs)])
+    prompts = torch.tensor([ids(f"{a:02}+{b:02}=") for a, b in pairs])
     gold = torch.tensor([a + b for a, b in pairs])
-    answers = torch.tensor([(ids(f"{a + b}.") + [PAD] * LENGTH)[:LENGTH] for a, b in pairs])
+    answers = torch.tensor([ids(f"{a + b:03}"[::-1] + ".") for a, b in pairs])
     cuts = {"test": slice(TEST), "valid": slice(TEST, TEST + VALID), "train": slice(TEST + VALID, None)}
     return SimpleNamespace(**{k: SimpleNamespace(prompts=prompts[s], gold=gold[s], answers=answers[s]) for k, s in cuts.items()})
 
 
 def accuracy(net: Module, part: SimpleNamespace) -> float:
-    """Percent of the sums that the likeliest answer gives right."""
     said = text.sample(net, part.prompts, LENGTH, temperature=0).said
-    return 100 * verifiers.graded(read, verifiers.exact)(said[:, None], part.gold).mean().item()
+    return 100 * verifiers.graded(read, verifiers.number)(said[:, None], part.gold).mean().item()
 
 
-def spoken(net: Module, prompts: Tensor, answers: Tensor) -> Tensor:
-    """Cross-entropy of the answers [n, length], padding left out."""
-    told = text.Completions(torch.cat([prompts, answers], 1), torch.cat([prompts, answers], 1) != PAD, prompts.shape[1])
-    logp = text.log_probs(net, told)
-    return -logp.sum() / told.mask.sum()
-
-
-def taught(net: Module, prompts: Tensor, answers: Tensor, seed: int, steps: int, lr: float = 2e-3, batch: int = 256, until=None, every=50) -> Module:
+def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: int, steps: int, seed: int, goal: float | None = None,
+           valid: SimpleNamespace | None = None) -> Module:
+    """Taught by answers to prompts: cross-entropy of their tokens; it ends when `goal` percent of the valid ones are right."""
     run = Run(seed=seed, device="cpu")
-    opt = optim.adamw(net, lr=lr, clip=1.0)
+    opt = optim.adamw(net, lr=constant(lr, warmup=0.05), betas=(0.9, 0.98), clip=1.0)
     run.keep(net=net, opt=opt)
-    for x, y in run.loop(TensorDataset(prompts, answers), batch=batch, steps=steps, whole=True):
-        run.update(opt, spoken=spoken(net, x, y))
-        if until is not None and (run.step + 1) % every == 0 and until(net):
+    whole = torch.cat([prompts, answers], 1)
+    for x, in run.loop(TensorDataset(whole), batch=batch, steps=steps, whole=True):
+        told = text.Completions(x, x != PAD, prompts.shape[1])
+        run.update(opt, spoken=-grpo.mean(text.log_probs(net, told), told.mask))
+        if goal is not None and run.step >= 100 and run.step % 10 == 9 and accuracy(net, valid) >= goal:
             break
     return net.eval()
+
+
+@lru_cache(maxsize=8)
+def schooled(seed: int, dim: int, goal: float) -> Module:
+    parts = ground(seed)
+    torch.manual_seed(1000 * dim + seed)
+    net = GPT(len(SIGNS), dim=dim, heads=2, length=WIDTH + LENGTH, eos=STOP, pad=PAD)
+    return school(net, parts.train.prompts, parts.train.answers, lr=0.03 / dim**0.5, batch=64, steps=800, seed=seed, goal=goal, valid=parts.valid)
+
+
+@lru_cache(maxsize=4)
+def _imitated(seed: int) -> Module:
+    method, cast = recipe.module("kdrl").trial(seed)
+    prompts = ground(seed).train.prompts
+    said = text.sample(cast.teacher, prompts, LENGTH).said
+    return school(cast.actors["student"], prompts, said, lr=method.lr, batch=method.batch * method.group, steps=method.steps, seed=seed)
