@@ -1,7 +1,7 @@
 """Sums of two numbers below a hundred, digit by digit, for small language models whose answers a rule can grade."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from types import SimpleNamespace
 
@@ -21,22 +21,24 @@ SIGNS = "_.0123456789+="       # the first pads, the second ends a text
 PAD, STOP = 0, 1
 WIDTH, LENGTH = 6, 4           # tokens of a prompt, "07+85=", and of an answer, "290.": the digits of the least worth come first
 TEST, VALID = 2000, 500
-SKILLED, HALF = 85.0, 20.0     # percent of its sums right, at which the teacher's and the student's schooling ends
+SKILLED, BEGUN = 85.0, 20.0    # percent of its sums right, at which the teacher's and the student's schooling ends
 
 
 def sums(seed: int = 0) -> Cast:
     """Student and teacher, each schooled by right answers until it knows so many; prompts with their sums, and a rule as reward.
 
-    accuracy(net)    percent of the sums that it gets right by its likeliest tokens, on 2,000 that nobody learnt from
+    accuracy(net)    percent of 2,000 sums, of which nobody learns, that it gets right by its likeliest tokens
+    before, teacher  the two as they begin
     other(**fields)  what the trial of KDRL makes with these fields changed
     imitated()       the student taught by answers that the teacher said to the prompts, with as many updates and as many answers
     """
     parts = ground(seed)
-    teacher = schooled(seed, 48, SKILLED)
-    return Cast({"student": copy.deepcopy(schooled(seed, 32, HALF)), "teacher": copy.deepcopy(teacher),
-                 "data": TensorDataset(parts.train.prompts, parts.train.gold), "reward": verifiers.graded(read, verifiers.number)},
-                data="sums of two numbers below a hundred, drawn evenly", real=False,
-                accuracy=lambda net: accuracy(net, parts.test), teacher=teacher, valid=parts.valid,
+    student, teacher = schooled(seed, 32, BEGUN), schooled(seed, 48, SKILLED)
+    return Cast({"student": copy.deepcopy(student), "teacher": copy.deepcopy(teacher),
+                 "data": TensorDataset(parts.train.prompts, parts.train.gold),
+                 "reward": verifiers.graded(read, verifiers.number)},
+                data="sums of two numbers below a hundred", real=False,
+                accuracy=lambda net: accuracy(net, parts.test), teacher=teacher, before=student,
                 other=partial(variant, "kdrl", seed), imitated=lambda: _imitated(seed))
 
 
@@ -67,9 +69,9 @@ def accuracy(net: Module, part: SimpleNamespace) -> float:
     return 100 * verifiers.graded(read, verifiers.number)(said[:, None], part.gold).mean().item()
 
 
-def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: int, steps: int, seed: int, goal: float | None = None,
-           valid: SimpleNamespace | None = None) -> Module:
-    """Taught by answers to prompts: cross-entropy of their tokens; it ends when `goal` percent of the valid ones are right."""
+def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: int, steps: int, seed: int,
+           enough: Callable[[Module], bool] = lambda net: False) -> Module:
+    """Taught by answers to prompts: cross-entropy of their tokens, until it is asked and found to know enough."""
     run = Run(seed=seed, device="cpu")
     opt = optim.adamw(net, lr=constant(lr, warmup=0.05), betas=(0.9, 0.98), clip=1.0)
     run.keep(net=net, opt=opt)
@@ -77,7 +79,7 @@ def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: i
     for x, in run.loop(TensorDataset(whole), batch=batch, steps=steps, whole=True):
         told = text.Completions(x, x != PAD, prompts.shape[1])
         run.update(opt, spoken=-grpo.mean(text.log_probs(net, told), told.mask))
-        if goal is not None and run.step >= 100 and run.step % 10 == 9 and accuracy(net, valid) >= goal:
+        if run.step >= 100 and run.step % 10 == 9 and enough(net):
             break
     return net.eval()
 
@@ -87,12 +89,15 @@ def schooled(seed: int, dim: int, goal: float) -> Module:
     parts = ground(seed)
     torch.manual_seed(1000 * dim + seed)
     net = GPT(len(SIGNS), dim=dim, heads=2, length=WIDTH + LENGTH, eos=STOP, pad=PAD)
-    return school(net, parts.train.prompts, parts.train.answers, lr=0.03 / dim**0.5, batch=64, steps=800, seed=seed, goal=goal, valid=parts.valid)
+    return school(net, parts.train.prompts, parts.train.answers, lr=0.03 / dim**0.5, batch=64, steps=800, seed=seed,
+                  enough=lambda net: accuracy(net, parts.valid) >= goal)
 
 
 @lru_cache(maxsize=4)
 def _imitated(seed: int) -> Module:
     method, cast = recipe.module("kdrl").trial(seed)
-    prompts = ground(seed).train.prompts
-    said = text.sample(cast.teacher, prompts, LENGTH).said
-    return school(cast.actors["student"], prompts, said, lr=method.lr, batch=method.batch * method.group, steps=method.steps, seed=seed)
+    prompts, many = ground(seed).train.prompts, method.batch * method.group
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        told = text.sample(cast.teacher, prompts, LENGTH, count=-(-method.steps * many // len(prompts)))
+    return school(cast.actors["student"], told.ids[:, :WIDTH], told.said, lr=method.lr, batch=many, steps=method.steps, seed=seed)

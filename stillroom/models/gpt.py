@@ -26,7 +26,8 @@ class GPT(Module):
               [batch, 1, new, past + new]; position_ids [batch, new]; the cache that the call before returned
     """
 
-    def __init__(self, vocabulary: int, dim: int = 64, layers: int = 2, heads: int = 4, length: int = 64, eos: int = 0, pad: int = 0):
+    def __init__(self, vocabulary: int, dim: int = 64, layers: int = 2, heads: int = 4, length: int = 64, *,
+                 eos: int = 0, pad: int = 0):
         super().__init__()
         self.config = SimpleNamespace(vocab_size=vocabulary, eos_token_id=eos, pad_token_id=pad)
         self.embed, self.places = nn.Embedding(vocabulary, dim), nn.Embedding(length, dim)
@@ -62,7 +63,7 @@ class Block(Module):
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)     # [batch, heads, tokens, …]
+        q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [batch, heads, tokens, …]
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))

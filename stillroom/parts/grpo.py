@@ -17,7 +17,7 @@ def ratio(logp: Tensor, old: Tensor, clip: float) -> tuple[Tensor, Tensor]:
 
 
 def loss(logp: Tensor, old: Tensor, gain: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """−mean of min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) over all tokens of the batch, a scalar (Yu et al. 2025, eq. 8: no mean per answer).
+    """−mean of min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) over all tokens of the batch, a scalar: no mean per answer (Yu et al. 2025).
 
     logp, old [rows, length]: of the tokens, now and when they were drawn, the latter without gradient. gain: A, [rows] or
     [rows, length]. mask [rows, length]: True at the answers' tokens. clip is ε.

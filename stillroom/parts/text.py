@@ -55,7 +55,7 @@ def sample(model: Module, prompts: Tensor, length: int, *, count: int = 1, tempe
     ends, pad = special(model, stops)
     there = (prompts != pad).cumsum(1) > 0 if there is None else there.bool()
     if not there.any(1).all():
-        raise Refused(f"{int((~there.any(1)).sum())} prompts are empty", "begin each with a token, such as that which begins a text")
+        raise Refused(f"{int((~there.any(1)).sum())} prompts are empty", "begin each with the token that begins a text")
     if seeds is not None and len(seeds) != len(prompts) * count:
         raise Refused(f"{len(seeds)} seeds for {len(prompts)} × {count} completions", "give one for each completion")
     dice = None if seeds is None else [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -80,14 +80,14 @@ def draw(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top
         return logits.argmax(-1)
     sums = chances(logits, temperature, top_k, top_p).cumsum(-1)
     kind: Any = {"dtype": sums.dtype, "device": sums.device}
-    u = torch.rand(len(sums), **kind) if dice is None else torch.stack([torch.rand((), dtype=torch.float64, generator=d)
-                                                                         for d in dice]).to(**kind)
+    u = (torch.rand(len(sums), **kind) if dice is None
+         else torch.stack([torch.rand((), dtype=torch.float64, generator=die) for die in dice]).to(**kind))
     return torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def chances(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Probabilities of the next id [rows, vocabulary] in float64: softened, then of the `top_k` likeliest alone, then of as few of
-    these as hold `top_p` of the probability (Holtzman et al. 2020)."""
+    """Probabilities of the next id [rows, vocabulary] in float64: softened, then of the `top_k` likeliest alone, then of as few
+    of these as hold `top_p` of the probability (Holtzman et al. 2020)."""
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
     p = (logits.to(exact) / temperature).softmax(-1)
     if top_k is None and top_p >= 1:
@@ -108,7 +108,8 @@ def special(model: Module, stops: Sequence[int] | None = None) -> tuple[Sequence
                  for name in ("eos_token_id", "pad_token_id"))
     ends = stops or ends
     if ends is None:
-        raise Refused("the model's configuration names no token that ends a text", "model.config.eos_token_id = tokenizer.eos_token_id")
+        raise Refused("the model's configuration names no token that ends a text",
+                      "model.config.eos_token_id = tokenizer.eos_token_id")
     ends = [ends] if isinstance(ends, int) else ends
     return ends, ends[0] if pad is None else pad
 
@@ -172,7 +173,8 @@ class Packed(NamedTuple):
     def call(self, model: Module) -> Tensor:
         """Logits [rows, length, vocabulary], as if each text stood alone. The model must take masks of four dimensions."""
         dtype = next(model.parameters()).dtype
-        return model(input_ids=self.ids, attention_mask=apart(self.texts, dtype), position_ids=self.positions, use_cache=False).logits
+        return model(input_ids=self.ids, attention_mask=apart(self.texts, dtype), position_ids=self.positions,
+                     use_cache=False).logits
 
 
 def pack(texts: Sequence[Sequence[int]], length: int, *, pad: int = 0, skip: Sequence[int] | None = None) -> Packed:

@@ -18,7 +18,7 @@ def exact(said: str, gold: str) -> float:
 
 
 def number(said: str, gold: str) -> float:
-    """The final number, as a value: 1,200 is 1200.0, ½ as 1/2 or \\frac{1}{2} is 0.5. Units and currency around it do not matter."""
+    """The final number, as a value: 1,200 is 1200.0, and 1/2 or \\frac{1}{2} is 0.5. Units and currency do not matter."""
     own, right = final(said), final(gold)
     return float(own is not None and own == right)
 

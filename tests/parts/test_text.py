@@ -17,9 +17,9 @@ from stillroom.parts.teachers import Frozen
 SIZE, PAD, STOP = 13, 0, 1
 SMALL = dict(vocab_size=SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=PAD,
              bos_token_id=2, eos_token_id=STOP)
-FOREIGN = {"GPT2": dict(vocab_size=SIZE, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=STOP,
-                        pad_token_id=PAD),
-           "Llama": SMALL, "Qwen2": SMALL | {"num_key_value_heads": 1}, "Gemma2": SMALL | {"head_dim": 8, "num_key_value_heads": 1},
+FOREIGN = {"GPT2": SMALL | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+           "Llama": SMALL, "Qwen2": SMALL | {"num_key_value_heads": 1},
+           "Gemma2": SMALL | {"head_dim": 8, "num_key_value_heads": 1},
            "GPTNeoX": SMALL, "Bloom": SMALL | {"n_layer": 2, "n_head": 2}}
 
 
@@ -27,8 +27,8 @@ def foreign(name):
     pytest.importorskip("transformers", reason="the extra `text` is not installed")
     transformers = package("transformers")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    return getattr(transformers, f"{name}{'LMHead' if name == 'GPT2' else 'ForCausalLM' if name == 'x' else ''}Model"
-                   if name == "GPT2" else f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**FOREIGN[name]))
+    kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    return getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**FOREIGN[name]))
 
 
 def model(name="GPT", spread=0.5):
@@ -122,8 +122,8 @@ def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
 
     logits = 3 * torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
     want = TemperatureLogitsWarper(0.8)(None, logits)
-    for warp in [TopKLogitsWarper(top_k)] * (top_k is not None) + [TopPLogitsWarper(top_p)] * (top_p < 1):
-        want = warp(None, want)
+    want = want if top_k is None else TopKLogitsWarper(top_k)(None, want)
+    want = TopPLogitsWarper(top_p)(None, want) if top_p < 1 else want
     assert torch.allclose(text.chances(logits, 0.8, top_k, top_p).float(), want.softmax(-1), atol=1e-6)
 
 

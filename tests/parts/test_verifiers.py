@@ -14,8 +14,9 @@ from stillroom.parts.verifiers import boxed, exact, final, graded, matching, num
 
 @pytest.mark.parametrize("said, gold, right", [
     ("so it is 42", "42", 1), ("#### 42", "42.0", 1), ("42 apples, no: 43", "42", 0), ("it costs $1,200.", "1200", 1),
-    ("x = 1/2", "0.5", 1), (r"\boxed{\frac{1}{2}}", "0.5", 1), (r"\boxed{7} is wrong, \boxed{8}", "8", 1), ("10 - 12 = -2", "-2", 1),
-    ("10-12", "12", 1), ("no number", "0", 0), ("", "0", 0), ("1/0", "1", 0), ("#### 5 or 6", "5", 1), ("#### none, 7 before", "7", 1),
+    ("x = 1/2", "0.5", 1), (r"\boxed{\frac{1}{2}}", "0.5", 1), (r"\boxed{7} is wrong, \boxed{8}", "8", 1),
+    ("10 - 12 = -2", "-2", 1), ("10-12", "12", 1),
+    ("no number", "0", 0), ("", "0", 0), ("1/0", "1", 0), ("#### 5 or 6", "5", 1), ("#### none, 7 before", "7", 1),
     ("first 3\n#### 4", "3", 0), (r"$12{,}500$", "12500", 1), (".5", "1/2", 1), ("3.", "3", 1), (r"\boxed{x}", "1", 0)])
 def test_the_final_number_is_compared_as_a_value(said, gold, right):
     assert number(said, gold) == right
