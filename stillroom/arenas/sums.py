@@ -33,7 +33,7 @@ def sums(seed: int = 0) -> Cast:
     imitated()       the student taught by answers that the teacher said to the prompts, with as many updates and as many answers
     """
     parts = ground(seed)
-    student, teacher = schooled(seed, 32, BEGUN), schooled(seed, 48, SKILLED)
+    student, teacher = schooled(seed, 32, 4e-3, BEGUN), schooled(seed, 48, 3e-3, SKILLED)
     return Cast({"student": copy.deepcopy(student), "teacher": copy.deepcopy(teacher),
                  "data": TensorDataset(parts.train.prompts, parts.train.gold),
                  "reward": verifiers.graded(read, verifiers.number)},
@@ -85,11 +85,11 @@ def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: i
 
 
 @lru_cache(maxsize=8)
-def schooled(seed: int, dim: int, goal: float) -> Module:
+def schooled(seed: int, dim: int, lr: float, goal: float) -> Module:
     parts = ground(seed)
     torch.manual_seed(1000 * dim + seed)
     net = GPT(len(SIGNS), dim=dim, heads=2, length=WIDTH + LENGTH, eos=STOP, pad=PAD)
-    return school(net, parts.train.prompts, parts.train.answers, lr=0.03 / dim**0.5, batch=64, steps=800, seed=seed,
+    return school(net, parts.train.prompts, parts.train.answers, lr=lr, batch=64, steps=800, seed=seed,
                   enough=lambda net: accuracy(net, parts.valid) >= goal)
 
 

@@ -34,7 +34,7 @@ class GPT(Module):
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         for table in (self.embed, self.places):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=(2 * dim) ** -0.5)      # 0.026 at the width of GPT-2, which has 0.02
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
                 past_key_values: Past | None = None, use_cache: bool = False, logits_to_keep: int = 0) -> Answer:
