@@ -4,7 +4,10 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 from stillroom import recipe
+from stillroom._compat import package
 from stillroom.cli import commands
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +41,12 @@ def test_the_guide_to_the_store_names_every_augmentation_with_its_numbers():
     text = (ROOT / "docs" / "guides" / "store.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.M))
     assert {name: " ".join(f"{k}={v:g}" for k, v in numbers(name).items()) for name in NAMED} == told
+
+
+def test_the_example_of_the_guide_to_language_models_runs():
+    pytest.importorskip("transformers", reason="the extra `text` is not installed")
+    package("transformers")
+    text = (ROOT / "docs" / "guides" / "text.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    assert names["logp"].shape == names["told"].said.shape and len(names["logp"]) == 6 and (names["logp"] <= 0).all()
