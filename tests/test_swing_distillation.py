@@ -15,8 +15,8 @@ from stillroom.errors import Refused
 from stillroom.measure.exposure import Canary, digits, exposure, inserted, perplexity, surprises
 from stillroom.models.gru import GRULanguageModel
 from stillroom.parts import losses
-from stillroom.parts.causal import logits, surprise
 from stillroom.parts.private import Memorised, Patterns, nothing
+from stillroom.parts.text import logits, surprise
 from stillroom.recipes.language.swing_distillation import SwingDistillation, laplace, swing_kl
 
 SYMBOLS = ["<s>", *"abc 0123456789@.-"]

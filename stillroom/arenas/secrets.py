@@ -18,10 +18,10 @@ from stillroom.arenas.cast import Cast, variant
 from stillroom.measure.exposure import digits, exposure, inserted, perplexity
 from stillroom.models.gru import GRULanguageModel
 from stillroom.parts import optim
-from stillroom.parts.causal import surprise
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.private import Patterns
 from stillroom.parts.schedules import cosine
+from stillroom.parts.text import surprise
 from stillroom.run import Run
 
 SYMBOLS = "\n abcdefghijklmnopqrstuvwxyz0123456789.,'()-_=[]{}:;/+*\"<>!?#%&|@~^$\\`"     # the first begins a line

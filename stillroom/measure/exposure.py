@@ -17,7 +17,7 @@ from torch.nn import Module
 
 from stillroom.errors import Refused
 from stillroom.measure.cost import placed, resting
-from stillroom.parts.causal import surprise
+from stillroom.parts.text import surprise
 
 
 @dataclass(frozen=True)

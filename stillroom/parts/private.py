@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from stillroom.parts.causal import surprise
 from stillroom.parts.teachers import Frozen
+from stillroom.parts.text import surprise
 
 PATTERNS = (r"\d", r"[\w.+-]+@[\w-]+\.[\w.]+", r"\+?\d[\d ()/-]{5,}\d")     # digits, addresses of e-mail, numbers of telephones
 

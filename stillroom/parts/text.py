@@ -5,8 +5,7 @@ returns an object with `logits` [rows, tokens, vocabulary] and `past_key_values`
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
 from stillroom.errors import Refused
+from stillroom.measure.cost import resting
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.teachers import held
 
@@ -114,25 +114,26 @@ def special(model: Module, stops: Sequence[int] | None = None) -> tuple[Sequence
     return ends, ends[0] if pad is None else pad
 
 
-@contextmanager
-def resting(model: Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
-
-
 # --- how likely it was -----------------------------------------------------------------------------------------------
 
 def log_probs(model: Module, told: Completions, chunk: int = CHUNK) -> Tensor:
     """log π(yₜ | x, y₁ … yₜ₋₁) of the completions' tokens, in nats, fp32 at least: [rows, length], 0 where there is none."""
     length = told.said.shape[1]
-    logits, _ = _call(model, told.ids[:, :-1], told.there[:, :-1], length, use_cache=False)
-    return torch.where(told.mask, selected(logits, told.said, chunk), 0.0)
+    scores, _ = _call(model, told.ids[:, :-1], told.there[:, :-1], length, use_cache=False)
+    return torch.where(told.mask, selected(scores, told.said, chunk), 0.0)
+
+
+def logits(model: Module, ids: Tensor) -> Tensor:
+    """Of the next token, [texts, length, symbols], for whole texts ids [texts, length]; those below 0 are no token, and are read
+    as id 0. The model returns logits, or what has such `logits`."""
+    said: Any = model(ids.clamp(min=0))
+    return getattr(said, "logits", said)
+
+
+def surprise(model: Module, ids: Tensor) -> Tensor:
+    """−log p(token | all before it) in nats of texts, ids [texts, length]: [texts, length − 1], 0 where there is no token."""
+    said = selected(logits(model, ids[:, :-1]), ids[:, 1:].clamp(min=0))
+    return torch.where(ids[:, 1:] >= 0, -said, 0.0)
 
 
 def selected(logits: Tensor, ids: Tensor, chunk: int = CHUNK) -> Tensor:

@@ -28,9 +28,9 @@ from stillroom.batches import number
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.parts import optim
-from stillroom.parts.causal import logits
 from stillroom.parts.schedules import cosine
 from stillroom.parts.teachers import Frozen
+from stillroom.parts.text import logits
 from stillroom.recipe import Recipe
 from stillroom.run import Run
 
@@ -50,7 +50,7 @@ class SwingDistillation(Recipe):
     steps: int = 20_000       # updates
 
     def distill(self, run: Run, student: Module, teacher: Module, data: Dataset, detector: Callable) -> Module:
-        """`student`, `teacher`: causal, as in `parts.causal`. `data`: samples (ids [length], …), −100 behind the end of a text.
+        """`student`, `teacher`: causal, as in `parts.text`. `data`: samples (ids [length], …), −100 behind the end of a text.
         `detector`: ids [texts, length] → scores in [0, 1], as in `parts.private`."""
         if self.softens not in ("both", "teacher") or not self.low <= self.high or self.budget <= 0:
             raise Refused(f"softens={self.softens!r}, temperatures {self.low} to {self.high}, budget={self.budget}",
