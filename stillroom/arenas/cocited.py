@@ -54,7 +54,7 @@ def whole_graph() -> tuple[Nodes, str, bool]:
     try:
         return nodes(hypergraph("cocitation/cora").graph, hyper=True), "Cora, cited together", True
     except Refused:
-        return nodes(alike(), hyper=True), "scikit-learn digits under noise, each with the most alike", False
+        return nodes(alike(noise=0.1), hyper=True), "scikit-learn digits under a little noise, each with the most alike", False
 
 
 def _student(seed: int) -> Module:
