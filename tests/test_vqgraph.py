@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch_geometric.data import Data
 
 from stillroom import Run
-from stillroom.arenas.citations import alike, citations
+from stillroom.arenas.citations import citations, drawn
 from stillroom.models.nodes import GNN, Tokenizer
 from stillroom.models.small import mlp
 from stillroom.parts.losses.logits import UNLABELLED
@@ -150,10 +150,11 @@ def test_the_codebook_is_used_and_logged():
     assert seen and all(1 < p <= 16 for p in seen)
 
 
-def test_without_the_shared_data_digits_stand_in():
-    graph = alike()
-    same_class = (graph.targets[graph.edges[0]] == graph.targets[graph.edges[1]]).float().mean()
-    assert len(graph) == 1797 and same_class > 0.9 and torch.equal(graph.edges.flip(0).unique(dim=1), graph.edges)
+def test_without_the_shared_data_drawn_papers_stand_in():
+    graph = drawn()
+    same_field = (graph.targets[graph.edges[0]] == graph.targets[graph.edges[1]]).float().mean()
+    assert len(graph) == 2000 and 0.75 < same_field < 0.9 and graph.x.sum(1).max() <= 18
+    assert torch.equal(graph.edges.flip(0).unique(dim=1), graph.edges)
 
 
 @pytest.mark.slow

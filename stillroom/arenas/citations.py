@@ -1,4 +1,4 @@
-"""Papers that cite each other, a few of them labelled: Cora where it is on this machine, else digits and those alike."""
+"""Papers that cite each other, a few of them labelled: Cora where it is on this machine, else drawn ones."""
 
 import copy
 from dataclasses import replace
@@ -23,7 +23,6 @@ from stillroom.zoo.graphs import planetoid
 
 EACH, EACH_VALID = 20, 30      # labelled papers a class, and those to choose by
 WIDTH, CODES = 64, 512         # of the teacher
-NOISE = 0.6                    # on digits, whose ink is 0 to 1
 
 
 def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
@@ -66,23 +65,28 @@ def parted(graph: Nodes, name: str, real: bool, seed: int, unseen: float) -> Sim
 
 @lru_cache(maxsize=1)
 def whole_graph() -> tuple[Nodes, str, bool]:
-    """All nodes with all labels, their name, and whether somebody drew the edges: those of digits follow from a formula."""
+    """All nodes with all labels, their name, and whether they are real."""
     try:
         return planetoid("cora").graph, "Cora", True
     except Refused:
-        return alike(), "scikit-learn digits under noise, each tied to the five most alike", False
+        return drawn(), "papers and citations drawn by a formula", False
 
 
-def alike(near: int = 5, noise: float = NOISE) -> Nodes:
-    """Handwritten digits as nodes; an edge to each of the nearest, and back. Then noise falls on them: edges know more."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    x = torch.tensor(raw.data, dtype=torch.float32) / 16
-    away = torch.cdist(x, x).fill_diagonal_(torch.inf)
-    ends = torch.stack([torch.arange(len(x)).repeat_interleave(near), away.topk(near, largest=False).indices.flatten()])
-    x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    return nodes(Nodes(x, torch.tensor(raw.target), torch.cat([ends, ends.flip(0)], 1).unique(dim=1)))
+def drawn(papers: int = 2000, fields: int = 7, topics: int = 40, words: int = 1120, cited: int = 3) -> Nodes:
+    """Papers by a formula: of their eighteen words three are of their topic and three of their field; they cite three others,
+    seven in ten of their topic, two in ten of their field."""
+    draw = torch.Generator().manual_seed(0)
+    topic = torch.randint(fields * topics, (papers,), generator=draw)
+    field, each = topic // topics, words // fields
+    of_topic = topic[:, None] * (each // topics) + torch.randint(each // topics, (papers, 3), generator=draw)
+    of_field = field[:, None] * each + torch.randint(each, (papers, 3), generator=draw)
+    of_none = torch.randint(words, (papers, 12), generator=draw)
+    x = torch.zeros(papers, words).scatter_(1, torch.cat([of_topic, of_field, of_none], 1), 1.0)
+    near, far = (key[:, None] == key for key in (topic, field))
+    chance = 0.7 * near / near.sum(1) + 0.2 * far / far.sum(1) + 0.1 / papers
+    edges = torch.stack([torch.arange(papers).repeat_interleave(cited), chance.multinomial(cited, generator=draw).flatten()])
+    edges = edges[:, edges[0] != edges[1]]
+    return nodes(Nodes(x, field, torch.cat([edges, edges.flip(0)], 1).unique(dim=1)))
 
 
 def _student(seed: int) -> Module:

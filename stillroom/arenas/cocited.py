@@ -1,4 +1,4 @@
-"""Papers that are cited together, a few of them labelled: a hypergraph of Cora where it is on this machine, else of digits."""
+"""Papers that are cited together, a few of them labelled: a hypergraph of Cora where it is on this machine, else drawn ones."""
 
 import copy
 from functools import lru_cache, partial
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn import Module
 
 from stillroom.arenas.cast import Cast, variant
-from stillroom.arenas.citations import alike, by_labels, parted
+from stillroom.arenas.citations import by_labels, drawn, parted
 from stillroom.errors import Refused
 from stillroom.measure import accuracy
 from stillroom.measure.cost import resting
@@ -50,11 +50,11 @@ def split(seed: int, unseen: float = 0.0) -> SimpleNamespace:
 
 @lru_cache(maxsize=1)
 def whole_graph() -> tuple[Nodes, str, bool]:
-    """All vertices with all labels, their name, and whether hyperedges were observed: those of digits follow from a formula."""
+    """All vertices with all labels, their name, and whether they are real."""
     try:
         return nodes(hypergraph("cocitation/cora").graph, hyper=True), "Cora, cited together", True
     except Refused:
-        return nodes(alike(), hyper=True), "scikit-learn digits under noise, each with the most alike", False
+        return nodes(drawn(), hyper=True), "papers and citations drawn by a formula", False
 
 
 def _student(seed: int) -> Module:

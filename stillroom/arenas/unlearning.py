@@ -1,4 +1,4 @@
-"""Links between papers, and a network that has learnt them all: some are to be forgotten. Cora, or digits where it is not."""
+"""Links between papers, and a network that has learnt them all: some are to be forgotten. Cora, or drawn ones where it is not."""
 
 import copy
 from functools import lru_cache, partial

@@ -84,9 +84,11 @@ def trial(seed=0):
 
 
 def proof(student, cast):
-    """Better than the same student taught by the labels alone; the teacher and LightHGNN without hyperedges are beside it."""
-    plain = cast.other(plus=False)
-    return Proof(cast.accuracy(student), beats=cast.accuracy(cast.alone()), unit="accuracy",
-                 also={"teacher": cast.teacher_accuracy, "LightHGNN": cast.accuracy(plain),
+    """As good as the network over the hypergraph, within two points, without reading it; the same student taught by the labels
+    alone, and without hyperedges, is beside it. (Two points: after one step it is already better than by the labels alone.)"""
+    plain, alone = cast.other(plus=False), cast.alone()
+    return Proof(cast.accuracy(student), beats=cast.teacher_accuracy - 2, unit="accuracy", baseline="the teacher less two",
+                 also={"teacher": cast.teacher_accuracy, "the student alone": cast.accuracy(alone),
+                       "LightHGNN": cast.accuracy(plain),
                        "distance to hyperedges": cast.distance(student), "by LightHGNN": cast.distance(plain),
-                       "by labels alone": cast.distance(cast.alone())})
+                       "by labels alone": cast.distance(alone)})
