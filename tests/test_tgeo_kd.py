@@ -142,7 +142,7 @@ def test_the_small_network_moves_at_its_own_pace():
     torch.manual_seed(0)
     data = TensorDataset(torch.rand(24, 1, 8, 8), torch.arange(24) % 10)
     run = Run()
-    stepped(run, data, mlp(), mlp(), steps=6, every=3)
+    stepped(run, data, mlp(), mlp(), steps=6, pace=3)
     assert ["held" in line for line in run.history] == [True, False, False, True, False, False]
 
 

@@ -35,7 +35,7 @@ from stillroom.run import Run
 @dataclass(frozen=True, kw_only=True)
 class TGeoKD(Recipe):
     temperature: float = 4.0  # softens teacher and student in the loss, τ
-    every: int = 1            # updates of the student for one of the small network
+    pace: int = 1             # updates of the student for one of the small network
     ahead: float = 0.1        # rate of the step ahead, η
     lr_ratio: float = 0.01    # of Adam, for the small network
     held: float = 0.1         # share of the data held out where no `valid` is given
@@ -57,7 +57,7 @@ class TGeoKD(Recipe):
         # a ratio is judged by a step on the whole batch: no part of a batch can stand for it
         for x, y in run.loop(data, batch=self.batch, steps=self.steps, whole=True):
             taught = teacher(x)                                                  # [batch, classes]
-            if run.step % self.every == 0:
+            if run.step % self.pace == 0:
                 draw = torch.randint(len(valid), (len(x),))
                 x_held, y_held = to_device(whole(Subset(valid, draw.tolist()))[:2], run.device)
                 weights = flatten(student).requires_grad_()
