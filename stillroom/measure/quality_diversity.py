@@ -1,11 +1,13 @@
 """Judges of an archive: how much of what is possible it holds, how well, and what one policy remembers of it."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from stillroom.parts.archive import Archive
-from stillroom.parts.episodes import Task
+from stillroom.parts.episodes import Task, told
 
 
 def qd_score(archive: Archive, least: float = 0.0) -> float:
@@ -27,9 +29,8 @@ def best(archive: Archive) -> float:
 def reproduced(actor: Module, archive: Archive, task: Task, seed: int = 0) -> tuple[Tensor, Tensor]:
     """One policy asked for the descriptor of every elite (Faldor et al. 2023, reproducibility): its fitness, and the distance of
     what it did from what was asked, [filled cells] each. actor: observation and descriptor [rows, size + dims] → action."""
-    wanted = archive.descriptor[archive.filled].cpu()
-    device = archive.fitness.device
+    wanted = archive.descriptor[archive.filled]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        played = task.play(lambda obs, rows: actor(torch.cat([obs, wanted[rows]], 1).to(device)).float().cpu(), len(wanted))
-    return played.fitness, (played.descriptor - wanted).norm(dim=1)
+        played = task.play(partial(told, actor, wanted), len(wanted))
+    return played.fitness, (played.descriptor - wanted.cpu()).norm(dim=1)

@@ -14,8 +14,13 @@ def cells(count: int, dims: int, points: int = 50_000) -> Tensor:
 
 
 def isoline(one: Tensor, other: Tensor, iso: float = 0.005, line: float = 0.05) -> Tensor:
-    """Offspring x₁ + iso·N(0, I) + line·N(0, 1)·(x₂ − x₁) of two batches of weights [batch, weights] (Vassiliades, Mouret 2018)."""
+    """Offspring x₁ + iso·N(0, I) + line·N(0, 1)·(x₂ − x₁) of two batches [batch, weights] (Vassiliades, Mouret 2018)."""
     return one + iso * torch.randn_like(one) + line * torch.randn_like(one[:, :1]) * (other - one)
+
+
+def alike(reached: Tensor, asked: Tensor, length: float = 0.1) -> Tensor:
+    """S(d, d') = exp(−‖d − d'‖ / L) of descriptors [batch, dims], [batch] (Faldor et al. 2023)."""
+    return (-(reached - asked).norm(dim=-1) / length).exp()
 
 
 class Archive(Module):
@@ -46,8 +51,7 @@ class Archive(Module):
         cell, order = nearest(descriptor, self.centres)[1], torch.arange(len(fitness), device=fitness.device)
         best = self.fitness.scatter_reduce(0, cell, fitness, "amax")
         better = (fitness == best[cell]) & (fitness > self.fitness[cell])
-        first = torch.full_like(cell, len(order)).new_full((len(best),), len(order))
-        first = first.scatter_reduce(0, cell, order.masked_fill(~better, len(order)), "amin")
+        first = order.new_full((len(best),), len(order)).scatter_reduce(0, cell, order.masked_fill(~better, len(order)), "amin")
         added = first[cell] == order
         at = cell[added]
         self.fitness[at], self.descriptor[at], self.elites[at] = fitness[added], descriptor[added], weights[added]

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from stillroom import _compat
 from stillroom.errors import Refused
+from stillroom.parts.flat import each_call
 
 Act = Callable[[Tensor, Tensor], Tensor]     # observations [rows, size], numbers of the policies [rows] → actions in [−1, 1]
 
@@ -30,6 +32,25 @@ class Episodes:
     def fitness(self) -> Tensor:
         """Sum of rewards, [policies]."""
         return (self.reward * self.alive).sum(1)
+
+    def steps(self, asked: Tensor) -> dict[str, Tensor]:
+        """Of all steps of the living, in order, [steps, …] by name: obs, action, reward, next_obs, done; the descriptor of the
+        whole episode as `reached`, and as `asked` what is given here [policies, dims]."""
+        found = {name: getattr(self, name) for name in ("obs", "action", "reward", "next_obs", "done")}
+        for name, whole in (("reached", self.descriptor), ("asked", asked)):
+            found[name] = whole[:, None].expand(-1, self.alive.shape[1], -1)
+        return {name: x[self.alive.bool()] for name, x in found.items()}
+
+
+def each(policy: Module, weights: Tensor, obs: Tensor, rows: Tensor) -> Tensor:
+    """What the policies `rows` do, each with its own weights [policies, weights]; `partial(each, policy, weights)` is an `Act`.
+    """
+    return each_call(policy, weights[rows], obs.to(weights)).float().cpu()
+
+
+def told(actor: Module, asked: Tensor, obs: Tensor, rows: Tensor) -> Tensor:
+    """What one actor does in the episodes `rows`, told for each which descriptor is asked for [episodes, dims]."""
+    return actor(torch.cat([obs.to(asked), asked[rows]], 1)).float().cpu()
 
 
 class Task(Protocol):
@@ -71,7 +92,7 @@ class Worlds:
     def play(self, act: Act, count: int) -> Episodes:
         """An episode of each policy; beginnings are drawn from torch's generator."""
         seeds = torch.randint(2**31, (count,)).tolist()
-        parts = [self._play(act, torch.arange(at, min(at + len(self.envs), count)), seeds) for at in range(0, count, len(self.envs))]
+        parts = [self._play(act, rows, seeds) for rows in torch.arange(count).split(len(self.envs))]
         return Episodes(*(torch.cat([getattr(part, name) for part in parts]) for name in Episodes.__dataclass_fields__))
 
     def _play(self, act: Act, rows: Tensor, seeds: list[int]) -> Episodes:
