@@ -215,11 +215,11 @@ def test_the_judges_by_hand():
 
 @pytest.mark.slow
 def test_one_actor_repeats_the_archive_and_one_that_knows_no_descriptor_does_not():
-    """On the trial, seed 10: 0.07 from what was asked; an actor without descriptors 0.3."""
+    """On the trial, seed 10: 0.03 from what was asked; an actor without descriptors 0.26."""
     method, cast = trial(10)
     archive, actor = method(Run(seed=10), **cast.actors)
     other = cast.other(bred=20, gradient=20, active=0, conditioned=False)[1]
-    assert cast.error(actor, archive) < cast.error(other, archive) / 2
+    assert cast.error(actor, archive) < cast.error(other, archive) / 3
 
 
 def test_a_real_body_is_played_and_two_runs_are_one():

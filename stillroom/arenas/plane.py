@@ -15,7 +15,7 @@ HORIZON = 30       # steps of an episode
 
 
 class Plane:
-    """Positions in [−1, 1]², two forces in [−1, 1]. Reward of a step 1 − mean size of the forces; the descriptor is where the
+    """Positions in [−1, 1]², two forces in [−1, 1]. Reward of a step 1 − mean square of the forces; the descriptor is where the
     episode ends. Walls stand above and on both sides of the beginning: the way up leads down first. No step is random."""
 
     size, actions, dims = 4, 2, 2
@@ -29,7 +29,7 @@ class Plane:
             v = 0.8 * v + 0.012 * done[-1]
             x, v = moved(x, v)
             seen.append(torch.cat([x, 20 * v], 1))
-            rewards.append(1 - done[-1].abs().mean(1))
+            rewards.append(1 - done[-1].square().mean(1))
         obs, reward = torch.stack(seen, 1), torch.stack(rewards, 1)
         return Episodes(obs[:, :-1], torch.stack(done, 1), reward, obs[:, 1:], torch.zeros_like(reward), torch.ones_like(reward),
                         (x + 1) / 2)

@@ -106,8 +106,8 @@ class DCGMAPElites(Recipe):
 
 def trial(seed=0):
     """A point that leaves a trap, a thousand episodes; settings chosen on seeds 10 to 12."""
-    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, length=0.2, iso=0.01, line=0.1, gamma=0.98, follow=0.02,
-                        memory=40_000, lr=1e-3, batch=64, steps_critic=30, steps_elite=10, steps=25), plane(seed)
+    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.01, line=0.1, memory=40_000, lr=1e-3, batch=64,
+                        steps_critic=30, steps_elite=10, steps=25), plane(seed)
 
 
 def proof(made, cast):
