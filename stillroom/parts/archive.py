@@ -34,6 +34,7 @@ class Archive(Module):
 
     def __init__(self, centres: Tensor, weights: int):
         super().__init__()
+        self.origin = {"spec": "part:archive", "sizes": [list(centres.shape)], "weights": weights}
         self.centres = nn.Buffer(centres)
         self.fitness = nn.Buffer(torch.full((len(centres),), -torch.inf, device=centres.device))
         self.descriptor = nn.Buffer(torch.zeros_like(centres))

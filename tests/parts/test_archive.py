@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stillroom import saved
 from stillroom.errors import Refused
 from stillroom.parts.archive import Archive, cells, isoline
 from stillroom.parts.episodes import Worlds
@@ -33,6 +34,14 @@ def test_of_equals_the_one_that_was_there_stays():
     assert archive.elites[0] == 1 and archive.filled.tolist() == [0]
     drawn, where = archive.draw(5)
     assert (drawn == 1).all() and torch.allclose(where, torch.tensor(0.1))
+
+
+def test_a_saved_archive_is_the_same_archive(tmp_path):
+    archive = Archive(torch.rand(4, 2), 3)
+    archive.add(torch.randn(5, 3), torch.rand(5), torch.rand(5, 2))
+    saved.save({"archive": archive}, tmp_path)
+    again = saved.load(tmp_path)["archive"]
+    assert all(map(torch.equal, archive.buffers(), again.buffers()))
 
 
 def test_cells_are_of_about_one_size():
