@@ -57,7 +57,7 @@ def options(name: str) -> list[Field]:
 
 def _nameable(kind: str) -> bool:
     """Whether `zoo.actor` knows what a word means for this annotation."""
-    known = ("Module", "Dataset", "Env", "Tensor", "Callable", "Space", "Ontology", "Oracle", "Nodes")
+    known = ("Module", "Dataset", "Env", "Tensor", "Callable", "Space", "Ontology", "Task", "Oracle", "Nodes")
     return kind in ("int", "float", "bool", "str") or any(word in kind for word in known)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from stillroom import saved
 from stillroom.arenas import abstracts as arena
 from stillroom.arenas.abstracts import abstracts
 from stillroom.errors import Refused
@@ -118,6 +119,12 @@ def test_what_faiss_would_have_stored_are_the_same_codes():
             ids = [faiss.rev_swig_ptr(lists.get_ids(number), size).tolist() for lists in (one, other)]
             codes = [faiss.rev_swig_ptr(lists.get_codes(number), size * one.code_size).tolist() for lists in (one, other)]
             assert ids[0] == ids[1] and codes[0] == codes[1]
+
+
+def test_a_saved_index_is_the_same_index(index, tmp_path):
+    saved.save(index, tmp_path)
+    again, queries = saved.load(tmp_path), cast()["data"].tensors[0]
+    assert all(map(torch.equal, index.search(queries, 5, 2), again.search(queries, 5, 2)))
 
 
 def test_codewords_that_fill_no_bits_are_refused():

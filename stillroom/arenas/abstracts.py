@@ -49,7 +49,7 @@ def abstracts(seed: int = 0, reader: Reader = "lsa") -> Cast:
     """
     ground = _ground(reader, seed)
     data = TensorDataset(ground.train, torch.full((len(ground.train),), UNLABELLED))
-    return Cast({"data": data, "documents": ground.documents.clone()}, data=ground.words, ground=ground,
+    return Cast({"data": data, "documents": ground.documents.clone()}, data=ground.words,
                 recall=partial(_recall, ground), human=partial(_human, ground),
                 exact=SimpleNamespace(search=lambda queries, k, nprobe: (queries @ ground.documents.T).topk(k)),
                 other=partial(variant, "distill_vq", seed))

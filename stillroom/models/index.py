@@ -34,6 +34,7 @@ class Index(Module):
         self.centroids, self.codebooks = nn.Parameter(centroids.clone()), nn.Parameter(codebooks.clone())
         self.lists = nn.Buffer(torch.zeros(len(documents), dtype=torch.long, device=documents.device))
         self.codes = nn.Buffer(torch.zeros(len(documents), len(codebooks), dtype=torch.uint8, device=documents.device))
+        self.origin = {"spec": "part:index", "sizes": [list(x.shape) for x in (rotation, centroids, codebooks, documents)]}
         self.store(documents)
 
     @classmethod

@@ -30,6 +30,26 @@ class ActorCritic(Module):
         return Independent(Normal(said, self.log_std.exp().expand_as(said), validate_args=False), 1, validate_args=False), value
 
 
+class Steering(nn.Sequential):
+    """Observations [..., size] → one action [..., actions] in [−1, 1], without chance; `hidden` neurons in each of two layers."""
+
+    def __init__(self, size: int, actions: int, hidden: int = 128):
+        super().__init__(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, actions),
+                         nn.Tanh())
+
+
+class Critics(Module):
+    """What is seen and done [..., size] → the return that each of two networks expects, [2, ...] (Fujimoto et al. 2018)."""
+
+    def __init__(self, size: int, hidden: int = 256):
+        super().__init__()
+        self.both = nn.ModuleList(nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                                                nn.Linear(hidden, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([one(x).squeeze(-1) for one in self.both])
+
+
 def gaze(size: int, hidden: int = 64, out: int = 64) -> nn.Sequential:
     """Observations [batch, size] → features [batch, out]: orthogonal weights of gain √2 throughout, as Burda et al. 2018, which
     makes features of variance 2 where the observations are white."""

@@ -1,8 +1,10 @@
 """A network's weights as one vector: for methods that differentiate through them, compare them, or walk along them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn import Module
 
 from stillroom.errors import Refused
@@ -27,6 +29,11 @@ def flat_call(model: Module, weights: Tensor, *inputs) -> Tensor:
     parts = (part.view_as(p) for part, p in zip(weights.split(sizes), own.values(), strict=True))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     return functional_call(model, {**buffers, **dict(zip(own, parts, strict=True))}, inputs)
+
+
+def each_call(model: Module, weights: Tensor, *inputs: Tensor) -> Tensor:
+    """What `model` says with every row of `weights` [rows, weights] of the row of inputs [rows, …] beside it, [rows, …]."""
+    return vmap(partial(flat_call, model))(weights, *inputs)
 
 
 def fresh(model: Module) -> Module:

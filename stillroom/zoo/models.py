@@ -68,6 +68,12 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
 
 def rebuild(origin: dict[str, Any]) -> Module:
     """The model of an `origin` with fresh weights. Asks no network, reads no weights, runs no code that came with them."""
+    if origin["spec"] in ("part:index", "part:archive"):
+        from stillroom.models.index import Index
+        from stillroom.parts.archive import Archive
+
+        first, *others = (torch.zeros(size) for size in origin["sizes"])
+        return Archive(first, origin["weights"]) if origin["spec"] == "part:archive" else Index(first, *others)
     if origin["spec"].startswith("part:"):
         from stillroom.parts.heads import ClassVectors, Proxies, Subclasses, TwoHeads, headless
         from stillroom.parts.prompts import Prompted
