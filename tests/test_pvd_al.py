@@ -20,7 +20,7 @@ from stillroom.models.fields import Planes, Volume
 from stillroom.parts import cameras
 from stillroom.parts.memory import Hard
 from stillroom.parts.rendering import Points, composite, crossing, heaviest, sample, trunc_exp
-from stillroom.recipes.threed.pvd_al import EVEN, PVDAL
+from stillroom.recipes.scene3d.pvd_al import EVEN, PVDAL
 from stillroom.run import Run
 
 SPECS = {"mlp": "field:mlp?octaves=2&depth=4&width=16&hidden=16",
@@ -388,7 +388,7 @@ def test_stages_add_their_terms_and_block_2_rests_in_the_first():
 def test_the_terms_are_those_of_the_paper(monkeypatch):
     """A step of the third stage with all points, once more in float64."""
     run, seen = Watched(), []
-    monkeypatch.setattr("stillroom.recipes.threed.pvd_al.sample", lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1])
+    monkeypatch.setattr("stillroom.recipes.scene3d.pvd_al.sample", lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1])
     cast = actors("planes", "table")
     with torch.no_grad():
         cast["student"].block1.planes.mul_(2000)                                     # so that the clamp acts
