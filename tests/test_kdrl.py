@@ -1,7 +1,6 @@
 """KDRL: gradients of its estimators by enumeration, its limits, and one step written out."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch.utils.data import TensorDataset
 from stillroom.errors import Refused
 from stillroom.models.gpt import GPT
 from stillroom.parts import grpo, optim, text, verifiers
-from stillroom.recipes.language import kdrl
 from stillroom.recipes.language.kdrl import ESTIMATES, KDRL, TAUGHT
 from stillroom.run import Run
 
@@ -242,11 +240,3 @@ def test_the_rule_reads_digits_from_the_last_and_wants_an_end():
     grade = verifiers.graded(read, verifiers.number)
     said = torch.tensor([[ids("290."), ids("29._"), ids("291."), ids("2900")]])
     assert grade(said, torch.tensor([92])).tolist() == [[1, 1, 0, 0]]
-
-
-@pytest.mark.slow
-def test_it_learns_faster_than_by_rewards_alone():
-    method, ground = kdrl.trial(1)
-    both, alone = (ground.accuracy(replace(method, steps=40, **fields)(Run(seed=1), **copy.deepcopy(ground.actors)))
-                   for fields in ({}, ALONE))
-    assert both > alone, (both, alone)

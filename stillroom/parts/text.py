@@ -93,7 +93,8 @@ def chances(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, 
     if top_k is None and top_p >= 1:
         return p
     p, order = p.sort(-1, descending=True)
-    p[:, top_k:] = 0 if top_k is not None else p[:, top_k:]
+    if top_k is not None:
+        p[:, top_k:] = 0
     p = p / p.sum(-1, keepdim=True)
     p = p * (p.cumsum(-1) - p < top_p)
     return torch.zeros_like(p).scatter(-1, order, p / p.sum(-1, keepdim=True))
