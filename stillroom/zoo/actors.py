@@ -27,7 +27,7 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     Tensor            npz:PATH?array=NAME, or all images of a data set
     Callable          file:PATH.py:callable, not called
     Oracle            a teacher that only answers: oracle:URL#MODEL, or oracle:file:PATH.py:callable
-    Space, Ontology   what file:PATH.py:callable returns, called with its options
+    Space, Ontology   what file:PATH.py:callable returns, called with its options; Nodes, a graph, too
     int, float, str   the value itself
 
     context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data.
@@ -54,7 +54,7 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
         if asked.kind != "file":
             raise Refused(f"{spec!r} names no callable", "it reads file:PATH.py:callable")
         return callable_in(asked)[1]
-    if kind in ("Space", "Ontology"):
+    if kind in ("Space", "Ontology", "Nodes"):
         return own.called(parse(spec), classes=context.get("classes"), channels=context.get("channels"))
     if kind == "Oracle":
         return oracle(spec)
