@@ -503,13 +503,6 @@ def test_a_word_is_what_its_annotation_says(own_file, tmp_path):
         assert zoo.actor(kind, word) == value and type(zoo.actor(kind, word)) is type(value)
 
 
-def test_graphs(tmp_path):
-    (tmp_path / "g.py").write_text(
-        "import torch\nfrom stillroom.parts.nodes import Nodes\n\n"
-        "def ring(n=4):\n    at = torch.arange(n)\n    return Nodes(torch.eye(n), at % 2, torch.stack([at, at.roll(1)]))\n")
-    assert len(zoo.actor("Nodes", f"file:{tmp_path}/g.py:ring?n=6")) == 6
-
-
 @needs["gymnasium"]
 @needs["minigrid"]
 def test_worlds():

@@ -157,3 +157,15 @@ def test_names_and_folders_that_are_not_there_are_refused(tmp_path, monkeypatch)
     graphs.planetoid.cache_clear()
     with pytest.raises(Refused, match="not on this machine"):
         graphs.planetoid("cora")
+
+
+def test_a_graph_of_ones_own_is_named_by_file_and_callable(tmp_path):
+    from stillroom import zoo
+    from stillroom.parts.nodes import Nodes
+
+    file = tmp_path / "mine.py"
+    file.write_text("import torch\nfrom stillroom.parts.nodes import Nodes\n"
+                    "def graph(size: int = 3):\n"
+                    "    return Nodes(torch.eye(size), torch.zeros(size, dtype=torch.long), torch.tensor([[0, 1], [1, 0]]))\n")
+    found = zoo.actor("Nodes", f"file:{file}:graph?size=5")
+    assert isinstance(found, Nodes) and len(found) == 5

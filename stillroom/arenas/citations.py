@@ -6,6 +6,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
@@ -17,6 +18,7 @@ from stillroom.models.nodes import GNN, Tokenizer
 from stillroom.models.small import mlp
 from stillroom.parts import losses, optim
 from stillroom.parts.codebook import usage
+from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.nodes import Nodes, cut, nodes
 from stillroom.run import Run
 from stillroom.zoo.graphs import planetoid
@@ -32,6 +34,7 @@ def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
     accuracy(net)        of a network that reads features alone, on the test nodes, in percent
     taught()             the teacher as VQGraph trains it: `net`, `accuracy` in the graph, `codes` of which so many are `used`
     alone()              the student taught by the labels alone
+    plain()              a GCN without codes: its `accuracy`, and the `student` that GLNN makes of it
     other(**fields)      what the trial of VQGraph makes with these fields changed; alpha=0 is GLNN
     """
     ground = split(seed, unseen)
@@ -41,7 +44,7 @@ def citations(seed: int = 0, unseen: float = 0.0) -> Cast:
     return Cast({"student": _student(seed), "teacher": teacher, "data": ground.seen}, data=ground.name,
                 real=ground.real, ground=ground, accuracy=lambda net: accuracy(net, ground.judged),
                 alone=lambda: _alone(seed, unseen), taught=lambda: _taught(seed, unseen),
-                other=lambda **fields: _other(seed, unseen, **fields))
+                other=lambda **fields: _other(seed, unseen, **fields), plain=lambda: _plain(seed, unseen))
 
 
 @lru_cache(maxsize=4)
@@ -119,6 +122,31 @@ def _other(seed: int, unseen: float, **fields) -> Module:
     actors = citations(seed, unseen).actors
     actors["teacher"] = copy.deepcopy(_taught(seed, unseen).net)
     return replace(trial(seed)[0], steps_teacher=0, **fields)(Run(seed=seed), **actors)
+
+
+@lru_cache(maxsize=4)
+def _plain(seed: int, unseen: float) -> SimpleNamespace:
+    """A GCN without codes, and the student that GLNN (Zhang et al. 2022) makes of it, with the batches of the trial."""
+    ground, net = split(seed, unseen), _gcn(seed)
+    x, y, edges = ground.seen.x, ground.seen.targets, ground.seen.edges
+    run, student, opt = Run(seed=seed, device="cpu"), _student(seed), optim.adam(net, lr=0.01, decay=5e-4)
+    run.keep(net=net, opt=opt)
+    for _ in run.loop(steps=100, name="teacher"):
+        run.update(opt, labels=F.cross_entropy(net(x, edges), y, ignore_index=UNLABELLED))
+    with resting(net):
+        taught = net(x, edges)
+        right = net(ground.all.x, ground.all.edges)[ground.index].argmax(-1) == ground.judged.tensors[1]
+    opt = optim.adam(student, lr=0.01, decay=5e-3)
+    run.keep(student=student, opt_student=opt)
+    for features, logits in run.loop(TensorDataset(x, taught), batch=512, steps=100):
+        run.update(opt, soft=losses.kl(student(features), logits))
+    return SimpleNamespace(student=student.eval(), accuracy=100 * right.float().mean().item())
+
+
+def _gcn(seed: int) -> Module:
+    x, y = split(seed).labelled.tensors
+    torch.manual_seed(3000 + seed)
+    return GNN((x.shape[1], WIDTH, int(y.max()) + 1))
 
 
 @lru_cache(maxsize=4)
