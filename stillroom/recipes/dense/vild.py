@@ -26,7 +26,7 @@ from stillroom.arenas.tinted import tinted
 from stillroom.errors import Refused, nearest
 from stillroom.measure import Proof
 from stillroom.measure.cost import resting
-from stillroom.measure.detection import Boxes
+from stillroom.measure.detection import gathered
 from stillroom.parts import optim
 from stillroom.parts.regions import apart, crop_embeddings, ensemble, sampled
 from stillroom.parts.schedules import cosine
@@ -50,7 +50,7 @@ class ViLD(Recipe):
     decay: float = 4e-5              # weight decay
     batch: int = 256                 # images per step
     steps_propose: int = 20_000      # updates of the network that proposes
-    steps_embed: int = 10_000_000    # images whose proposals are embedded, at most all
+    steps_embed: int = 1_000_000     # batches of images whose proposals are embedded, at most all
     steps: int = 180_000             # updates of the detector
 
     def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset) -> Module:
@@ -58,18 +58,21 @@ class ViLD(Recipe):
         if WAYS.get(self.way) != len(student.embeds):
             raise Refused(f"way {self.way!r} with a detector of {len(student.embeds)} heads",
                           f"{WAYS[self.way]} heads" if self.way in WAYS else nearest(self.way, WAYS))
-        tower, texts, proposer, cached = Frozen(tower), F.normalize(texts, dim=1), copy.deepcopy(student), []
+        tower, texts, proposer = Frozen(tower), F.normalize(texts, dim=1), copy.deepcopy(student)
         opt = optim.sgd(proposer.backbone, proposer.rpn, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
-        run.keep(proposer=proposer, opt_propose=opt, cached=cached)
+        run.keep(proposer=proposer, opt_propose=opt)
         order = TensorDataset(torch.arange(len(data)))
+
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps_propose, name="propose", whole=True):
             run.update(opt, **proposer.propose(*gathered(data, index, run.device))[2])
 
-        for i in run.loop(steps=min(self.steps_embed, len(data)) if self.way != "text" else 0, name="embed"):
-            x = data[i][0].to(run.device)
+        run.keep(cached=(cached := []))
+        parts = torch.arange(len(data)).split(self.batch) if self.way != "text" else ()
+        for n in run.loop(steps=min(self.steps_embed, len(parts)), name="embed"):
+            x, _ = gathered(data, parts[n], run.device)
             with resting(proposer):
-                boxes = proposer.propose(x[None])[1][0]
-                cached.append((boxes, crop_embeddings(tower, x, boxes, self.side)))
+                found = proposer.propose(x)[1]
+            cached += [(boxes, crop_embeddings(tower, image, boxes, self.side)) for image, boxes in zip(x, found, strict=True)]
 
         opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
         run.keep(student=student, opt=opt)
@@ -93,12 +96,6 @@ class ViLD(Recipe):
         return student
 
 
-def gathered(data, index: Tensor, device) -> tuple[Tensor, list[Boxes]]:
-    """Images of one size, and the boxes on each."""
-    samples = [data[int(i)] for i in index]
-    return torch.stack([s[0] for s in samples]).to(device), [Boxes(*(t.to(device) for t in s[1][:2])) for s in samples]
-
-
 def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, way: str, temperature: float = 0.01) -> Tensor:
     """Probabilities [regions, classes] of embeddings by each head; texts [classes, dim], base [classes]: which had boxes."""
     said = [student.named(r, texts, temperature) for r in regions]
@@ -110,7 +107,8 @@ def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, 
 
 def trial(seed=0):
     """Coloured shapes; four of sixteen kinds have no box. Settings of seeds 10 and 11."""
-    return ViLD(temperature=0.1, image=1.0, side=16, regions=32, lr=0.2, clip=2.0, batch=8, steps_propose=80, steps=250), tinted(seed)
+    return ViLD(temperature=0.1, image=1.0, side=16, regions=32, lr=0.2, clip=2.0, batch=8, steps_propose=80,
+                steps=250), tinted(seed)
 
 
 def proof(student, cast):
