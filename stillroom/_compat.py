@@ -58,12 +58,14 @@ def mend_torchvision() -> None:
 
 
 def _stand_in() -> None:
-    """Where torchvision's compiled operators are missing, its detectors suppress boxes by `parts.boxes.nms`."""
+    """Where torchvision's compiled operators are missing, its detectors suppress boxes and align regions by `parts.boxes`: it has
+    nothing for the first, and compiles what it has for the second."""
     ops: Any = import_module("torchvision.ops")
     if not import_module("torchvision.extension")._has_ops():
-        from stillroom.parts.boxes import nms
+        from stillroom.parts.boxes import nms, roi_align
 
         ops.nms = ops.boxes.nms = nms
+        ops.poolers.roi_align = roi_align
 
 
 def _remedy(name: str) -> str:

@@ -3,6 +3,7 @@
 import copy
 import io
 import zipfile
+from dataclasses import replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
 
@@ -124,8 +125,6 @@ def _teacher(seed: int) -> Module:
 @lru_cache(maxsize=4)
 def _alone(seed: int) -> Module:
     """ACAM-KD without its teacher, on the labelled images."""
-    from dataclasses import replace
-
     from stillroom.recipes.dense.acam_kd import trial  # which stands on this ground itself
 
     method, cast = trial(seed)

@@ -21,6 +21,13 @@ class Boxes(NamedTuple):
     scores: Tensor | None = None     # [n], of what was found
 
 
+def gathered(data, index: Tensor, device: torch.device) -> tuple[Tensor, list[Boxes]]:
+    """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each."""
+    samples = [data[int(i)] for i in index]
+    truth = [Boxes(boxes.to(device), labels.to(device)) for _, (boxes, labels, *_) in samples]
+    return torch.stack([x for x, _ in samples]).to(device), truth
+
+
 def average_precision(found: Sequence[Boxes], truth: Sequence[Boxes], classes: int, thresholds: Sequence[float] = COCO,
                       limit: int = 100) -> Tensor:
     """Average precision of each class at each IoU, in percent, [thresholds, classes]; NaN of a class that is on no image.

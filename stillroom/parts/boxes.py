@@ -46,3 +46,32 @@ def crops(image: Tensor, boxes: Tensor, side: int) -> Tensor:
     across, down = (2 * x / width - 1)[:, None].expand(-1, side, -1), (2 * y / height - 1)[:, :, None].expand(-1, -1, side)
     grid = torch.stack([across, down], -1).to(image)                                      # [n, side, side, 2]
     return F.grid_sample(image.expand(len(boxes), -1, -1, -1), grid, padding_mode="border", align_corners=False)
+
+
+def roi_align(maps: Tensor, boxes: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
+              sampling_ratio: int = 2, aligned: bool = False) -> Tensor:
+    """RoIAlign (He et al. 2017) of boxes inside their images: means of `sampling_ratio`² points in each of the cells of a box.
+
+    maps [images, channels, height, width], boxes [n, 5], the image's number first → [n, channels, *output_size]; arguments as
+    torchvision's, whose adaptive sampling it has not: 2 where the ratio is not said.
+    """
+    tall, wide = (output_size, output_size) if isinstance(output_size, int) else output_size
+    ratio, corners = sampling_ratio if sampling_ratio > 0 else 2, boxes[:, 1:] * spatial_scale - 0.5 * aligned
+    size = corners[:, 2:] - corners[:, :2]
+    size = size if aligned else size.clamp(min=1.0)
+
+    def points(axis: int, cells: int) -> Tensor:
+        """Where points lie on an axis, in pixels of the map, as shares of it from −1 to 1, [n, points]."""
+        steps = (torch.arange(cells * ratio, device=boxes.device) + 0.5) / (cells * ratio)
+        return 2 * (corners[:, axis, None] + size[:, axis, None] * steps) / max(1, maps.shape[3 - axis] - 1) - 1
+    across, down = points(0, wide), points(1, tall)
+    grid = torch.stack([across[:, None].expand(-1, tall * ratio, -1), down[:, :, None].expand(-1, -1, wide * ratio)], -1)
+    order, found = boxes[:, 0].long(), maps.new_zeros(len(boxes), maps.shape[1], tall, wide)
+    for i in range(len(maps)):
+        own = (order == i).nonzero().flatten()
+        if len(own):
+            at = grid[own].flatten(0, 1)[None].to(maps)
+            seen = F.grid_sample(maps[i : i + 1], at, padding_mode="border", align_corners=True)
+            seen = F.avg_pool2d(seen, ratio)[0].unflatten(1, (len(own), tall)).movedim(1, 0)      # [own, channels, tall, wide]
+            found = found.index_copy(0, own, seen.to(found))
+    return found

@@ -1,0 +1,98 @@
+"""Detectors whose regions speak the language of a two-tower teacher: any class is found whose name has an embedding."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Module
+
+from stillroom._compat import package
+from stillroom.measure.detection import Boxes
+from stillroom.models.segmenter import ConvEncoder
+
+
+class Detector(Module):
+    """Images [batch, channels, height, width] → proposals, boxes that know no class, an embedding of each region by each head.
+
+    backbone   images → maps by name, such as torchvision's `resnet_fpn_backbone`
+    channels   of every map
+    dim        of the embeddings
+    heads      1, or 2: one that learns from names, one that learns from images
+    anchors    sides of the anchors on each map, in pixels
+    side       of a region after RoIAlign
+    keep       proposals before and after suppression
+    sample     anchors of an image that the proposal network learns from
+
+    Proposal network and RoIAlign are torchvision's. Raises `Refused` when it is not installed.
+    """
+
+    def __init__(self, backbone: Module, channels: int, dim: int, *, maps: tuple[str, ...] = ("0",), heads: int = 2,
+                 anchors: tuple[tuple[int, ...], ...] = ((16, 24),), side: int = 7, hidden: int = 1024,
+                 keep: tuple[int, int] = (1000, 300), sample: int = 256):
+        super().__init__()
+        package("torchvision")
+        from torchvision.models.detection._utils import BoxCoder
+        from torchvision.models.detection.faster_rcnn import TwoMLPHead
+        from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
+        from torchvision.ops import MultiScaleRoIAlign
+
+        grid: Any = AnchorGenerator(anchors, ((1.0,),) * len(anchors))
+        before, after = ({"training": n, "testing": n} for n in keep)
+        self.backbone = backbone
+        self.rpn = RegionProposalNetwork(grid, RPNHead(channels, len(anchors[0])), 0.7, 0.3, sample, 0.5, before, after, 0.7)
+        self.align = MultiScaleRoIAlign(list(maps), side, 2)
+        self.coder: Any = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.trunks = nn.ModuleList(TwoMLPHead(channels * side**2, hidden) for _ in range(heads))
+        self.embeds = nn.ModuleList(nn.Linear(hidden, dim) for _ in range(heads))
+        self.boxes = nn.Linear(hidden, 4)                                    # the same for every class
+        self.background = nn.Parameter(torch.randn(dim))
+
+    def propose(self, x: Tensor, truth: list[Boxes] | None = None) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
+        """Maps, proposals of each image [n, 4], and in training the losses of the proposal network."""
+        from torchvision.models.detection.image_list import ImageList
+
+        maps = self.backbone(x)
+        known = None if truth is None else [{"boxes": t.boxes} for t in truth]
+        boxes, found = self.rpn(ImageList(x, [tuple(x.shape[2:])] * len(x)), maps, known)
+        return maps, [b.detach() for b in boxes], found
+
+    def regions(self, maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
+        """Embeddings of unit length by each head, [regions, dim], and moves of the boxes, [regions, 4]; all images together."""
+        aligned = self.align(maps, boxes, [size] * len(boxes))
+        hidden = [trunk(aligned) for trunk in self.trunks]
+        return [F.normalize(embed(h).float(), dim=1) for embed, h in zip(self.embeds, hidden, strict=True)], self.boxes(hidden[0])
+
+    def named(self, region: Tensor, texts: Tensor, temperature: float) -> Tensor:
+        """Logits of the background, then of each name: cosines with the texts [classes, dim] over the temperature."""
+        return region @ torch.cat([F.normalize(self.background.float(), dim=0)[None], texts]).T / temperature
+
+    @torch.no_grad()
+    def detect(self, x: Tensor, scores, suppress: float = 0.6, least: float = 0.0, limit: int = 100) -> list[Boxes]:
+        """What is on each image; `scores(regions)` gives [regions, classes] of the embeddings by each head."""
+        from torchvision.ops import batched_nms, clip_boxes_to_image
+
+        maps, proposals, _ = self.propose(x)
+        regions, moves = self.regions(maps, proposals, x.shape[2:])
+        counts, found = [len(p) for p in proposals], []
+        said = scores(regions).split(counts)
+        for boxes, score in zip(self.coder.decode(moves, proposals)[:, 0].split(counts), said, strict=True):
+            place, label = (score > least).nonzero().T
+            boxes, score = clip_boxes_to_image(boxes, x.shape[2:])[place], score[place, label]
+            kept = batched_nms(boxes, score, label, suppress)[:limit]
+            found.append(Boxes(boxes[kept].cpu(), label[kept].cpu(), score[kept].cpu()))
+        return found
+
+
+class OneMap(Module):
+    """A `ConvEncoder`'s maps but the first, enlarged to the second and summed: {"0": map} of `width` channels."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 32), width: int = 32):
+        super().__init__()
+        self.encoder = ConvEncoder(widths)
+        self.lateral = nn.ModuleList(nn.Conv2d(w, width, 1) for w in widths[1:])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = [lateral(m) for lateral, m in zip(self.lateral, self.encoder(x)[1:], strict=True)]
+        total = maps[0] + sum(F.interpolate(m, size=maps[0].shape[2:], mode="bilinear") for m in maps[1:])
+        return {"0": F.relu(total)}

@@ -1,0 +1,118 @@
+"""ViLD: Open-vocabulary Object Detection via Vision and Language Knowledge Distillation
+
+Gu, Lin, Kuo, Cui — ICLR 2022 — https://arxiv.org/abs/2104.13921
+
+    teacher   two frozen towers: embeddings of the class names, and of what lies in proposed boxes, both computed once
+    reads     embeddings of unit length, of a crop and of the same with half as much again around it, summed
+    compares  sum of absolute differences from the region's embedding; beside it, cosines with the names as the classifier
+    views     one; boxes proposed by a network that has seen the base classes alone
+    data      labelled boxes of base classes; what else is on the images, novel classes too, has no box
+    weights   where both heads speak: geometric means, 2/3 to the one that knows the class better
+    learns    detector with boxes that know no class; an embedding of the background; no text
+    stages    the proposals, on the base classes; what is in them, kept; the detector
+    note      reconstruction: ViLD-image is scored without objectness; not built: masks of instances, scale jitter
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import Dataset, TensorDataset
+
+from stillroom.arenas.tinted import tinted
+from stillroom.errors import Refused, nearest
+from stillroom.measure import Proof
+from stillroom.measure.cost import resting
+from stillroom.measure.detection import gathered
+from stillroom.parts import optim
+from stillroom.parts.regions import apart, crop_embeddings, ensemble, sampled
+from stillroom.parts.schedules import cosine
+from stillroom.parts.teachers import Frozen
+from stillroom.recipe import Recipe
+from stillroom.run import Run
+
+WAYS = {"text": 1, "image": 1, "both": 1, "ensemble": 2}     # and the heads that each needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViLD(Recipe):
+    way: str = "ensemble"            # ViLD-"text", ViLD-"image", "both" losses on one head (ViLD), or on two: ViLD-"ensemble"
+    temperature: float = 0.01        # τ, of the cosines
+    image: float = 0.5               # w, weight of the distance from the crops' embeddings
+    side: int = 224                  # of a crop, as the image tower wants it
+    regions: int = 512               # sampled from the proposals of an image
+    positive: float = 0.25           # share of regions that are on a box, at most
+    lr: float = 0.32                 # of SGD with momentum 0.9, cosine to 0
+    clip: float = 10.0               # bound on the gradient's norm
+    decay: float = 4e-5              # weight decay
+    batch: int = 256                 # images per step
+    steps_propose: int = 20_000      # updates of the network that proposes
+    steps_embed: int = 1_000_000     # batches of images whose proposals are embedded, at most all
+    steps: int = 180_000             # updates of the detector
+
+    def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset) -> Module:
+        """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`)."""
+        if WAYS.get(self.way) != len(student.embeds):
+            raise Refused(f"way {self.way!r} with a detector of {len(student.embeds)} heads",
+                          f"{WAYS[self.way]} heads" if self.way in WAYS else nearest(self.way, WAYS))
+        tower, texts, proposer = Frozen(tower), F.normalize(texts, dim=1), copy.deepcopy(student)
+        opt = optim.sgd(proposer.backbone, proposer.rpn, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
+        run.keep(proposer=proposer, opt_propose=opt)
+        order = TensorDataset(torch.arange(len(data)))
+
+        for (index,) in run.loop(order, batch=self.batch, steps=self.steps_propose, name="propose", whole=True):
+            run.update(opt, **proposer.propose(*gathered(data, index, run.device))[2])
+
+        run.keep(cached=(cached := []))
+        parts = torch.arange(len(data)).split(self.batch) if self.way != "text" else ()
+        for n in run.loop(steps=min(self.steps_embed, len(parts)), name="embed"):
+            x, _ = gathered(data, parts[n], run.device)
+            with resting(proposer):
+                found = proposer.propose(x)[1]
+            cached += [(boxes, crop_embeddings(tower, image, boxes, self.side)) for image, boxes in zip(x, found, strict=True)]
+
+        opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
+        run.keep(student=student, opt=opt)
+        for (index,) in run.loop(order, batch=self.batch, steps=self.steps, name="detect", whole=True):
+            x, truth = gathered(data, index, run.device)
+            maps, proposals, terms = student.propose(x, truth)
+            picked = [sampled(p, t.boxes, t.labels, self.regions, self.positive) for p, t in zip(proposals, truth, strict=True)]
+            boxes, labels, goals = map(list, zip(*picked, strict=True))
+            (region, *_), moves = student.regions(maps, boxes, x.shape[2:])
+            label, goal = torch.cat(labels), torch.cat(student.coder.encode(goals, boxes))
+            on = label > 0
+            terms["moves"] = F.smooth_l1_loss(moves[on].float(), goal[on], beta=1 / 9, reduction="sum") / len(label)
+            if self.way != "image":
+                terms["names"] = F.cross_entropy(student.named(region, texts, self.temperature), label)
+            if self.way != "text":
+                none = x.new_zeros(0, 4), x.new_zeros(0, texts.shape[1])
+                kept, crop = map(list, zip(*(cached[i] if i < len(cached) else none for i in index.tolist()), strict=True))
+                terms["image"] = self.image * apart(student.regions(maps, kept, x.shape[2:])[0][-1], torch.cat(crop))
+            run.update(opt, **terms)
+
+        return student
+
+
+def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, way: str, temperature: float = 0.01) -> Tensor:
+    """Probabilities [regions, classes] of embeddings by each head; texts [classes, dim], base [classes]: which had boxes."""
+    said = [student.named(r, texts, temperature) for r in regions]
+    if way == "image":
+        return said[0][:, 1:].softmax(1)                     # it has learnt nothing of the background
+    text, image = said[0].softmax(1)[:, 1:], said[-1].softmax(1)[:, 1:]
+    return ensemble(text, image, base) if way == "ensemble" else text
+
+
+def trial(seed=0):
+    """Coloured shapes; four of sixteen kinds have no box. Settings of seeds 10 and 11."""
+    return ViLD(temperature=0.1, image=1.0, side=16, regions=32, lr=0.2, clip=2.0, batch=8, steps_propose=80,
+                steps=250), tinted(seed)
+
+
+def proof(student, cast):
+    """It finds more of the novel classes than the same detector taught by names alone."""
+    (base, novel), (base_text, novel_text) = cast.ap50(student, "ensemble"), cast.ap50(cast.other("text"), "text")
+    return Proof(novel, beats=novel_text, unit="AP50 of novel classes", baseline="ViLD-text",
+                 also={"base classes": base, "base classes, ViLD-text": base_text})

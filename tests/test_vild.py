@@ -1,0 +1,220 @@
+"""ViLD: its losses and its ensemble by their identities, regions against the naive, a detector that takes any tower."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stillroom import _compat
+from stillroom.errors import Refused
+from stillroom.measure.detection import Boxes
+from stillroom.parts.boxes import crops, roi_align, widened
+from stillroom.parts.regions import apart, crop_embeddings, ensemble, name_embeddings, sampled
+
+pytestmark = pytest.mark.skipif(_compat.find_spec("torchvision") is None, reason="torchvision is not installed")
+
+
+def some(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape, seed=0):
+    return F.normalize(some(*shape, seed=seed), dim=1)
+
+
+# --- losses and ensemble ---------------------------------------------------------------------------------------------
+
+def test_the_distance_of_unit_vectors_is_bounded():
+    even = torch.ones(3, 512) / 512**0.5
+    assert apart(even, -even).item() == pytest.approx(2 * 512**0.5, rel=1e-5) and apart(even, even) == 0
+    one, other = unit(5, 512), unit(5, 512, seed=1)
+    assert 0 < apart(one, other) < 2 * 512**0.5
+    assert apart(one, other).item() == pytest.approx(sum((a - b).abs().sum().item() for a, b in zip(one, other)) / 5, rel=1e-5)
+    assert apart(one[:0], other[:0]) == 0
+
+
+def test_two_heads_speak_as_one_by_a_geometric_mean():
+    text, image = some(4, 6).softmax(1), some(4, 6, seed=1).softmax(1)
+    base = torch.tensor([True, True, True, False, False, True])
+    assert torch.allclose(ensemble(text, image, base, 0.5), (text * image).sqrt())
+    assert all(torch.allclose(ensemble(text, text, base, share), text) for share in (0.0, 1 / 3, 1.0))
+    joined = ensemble(text, image, base)
+    assert torch.allclose(joined[:, 0], (text[:, 0] ** 2 * image[:, 0]) ** (1 / 3))       # the released code's form
+    assert torch.allclose(joined[:, 3], (text[:, 3] * image[:, 3] ** 2) ** (1 / 3))
+    assert torch.equal(ensemble(text, image, base, 1.0), torch.where(base, text, image))
+
+
+def net(heads=2, dim=8):
+    from stillroom.models.detector import Detector, OneMap
+
+    torch.manual_seed(0)
+    return Detector(OneMap((4, 8), 8), 8, dim, heads=heads, anchors=((10, 14),), side=3, hidden=16, keep=(40, 10), sample=16)
+
+
+def test_names_are_classified_by_cosines_and_only_the_background_learns():
+    student, region, texts = net(), unit(5, 8), unit(3, 8, seed=1).requires_grad_(False)
+    logits = student.named(region, texts, 0.01)
+    background = student.background / student.background.norm()
+    wanted = [[100 * (r @ t).item() for t in (background, *texts)] for r in region]
+    assert torch.allclose(logits, torch.tensor(wanted), atol=1e-3)
+    F.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0])).backward()
+    assert student.background.grad.abs().sum() > 0 and texts.grad is None
+
+
+def test_new_names_change_no_order_among_the_old_ones():
+    from stillroom.recipes.dense.vild import scores
+
+    student, regions, texts = net(), [unit(6, 8), unit(6, 8, seed=2)], unit(7, 8, seed=1)
+    for way in ("text", "image", "ensemble"):
+        few = scores(student, regions, texts[:4], torch.ones(4, dtype=torch.bool), way, 0.1)
+        more = scores(student, regions, texts, torch.arange(7) < 4, way, 0.1)
+        assert torch.equal(few.argsort(1), more[:, :4].argsort(1)) and (more[:, :4] < few).all()
+
+
+# --- regions ---------------------------------------------------------------------------------------------------------
+
+def test_names_are_ensembled_over_templates():
+    table = {f"{t} {n}": some(5, seed=10 * i + j) for i, t in enumerate(("a", "the")) for j, n in enumerate(("cat", "dog"))}
+    ours = name_embeddings(lambda texts: torch.stack([table[t] for t in texts]), ("cat", "dog"), ("a {}", "the {}"))
+    for one, name in zip(ours, ("cat", "dog"), strict=True):
+        mean = sum(table[f"{t} {name}"] / table[f"{t} {name}"].norm() for t in ("a", "the"))
+        assert torch.allclose(one, mean / mean.norm())
+
+
+def test_a_crop_speaks_with_its_context():
+    image = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[4.0, 4, 12, 10], [0, 0, 6, 6]])
+    tower = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 5))
+    with torch.no_grad():
+        ours = crop_embeddings(tower, image, boxes, 4)
+        for one, box in zip(ours, boxes, strict=True):
+            near, far = (tower(crops(image, widened(box[None], f, (20, 20)), 4))[0] for f in (1.0, 1.5))
+            both = near / near.norm() + far / far.norm()
+            assert torch.allclose(one, both / both.norm(), atol=1e-6)
+            assert not torch.allclose(one, near / near.norm(), atol=1e-3)
+
+
+def test_regions_are_drawn_with_their_class_and_their_box():
+    boxes, labels = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]]), torch.tensor([4, 2])
+    proposals = torch.tensor([[0.0, 0, 10, 8], [31, 30, 40, 40], [60, 60, 70, 70], [0, 0, 10, 4.5], [50, 0, 60, 9]])
+    torch.manual_seed(0)
+    regions, classes, goals = sampled(proposals, boxes, labels, 7, 1.0)
+    found = {tuple(r.tolist()): (c.item(), tuple(g.tolist())) for r, c, g in zip(regions, classes, goals, strict=True)}
+    assert found[(0, 0, 10, 8)] == (5, (0, 0, 10, 10)) and found[(31, 30, 40, 40)] == (3, (30, 30, 40, 40))
+    assert found[(0, 0, 10, 4.5)] == (0, (0, 0, 10, 4.5))
+    assert found[(60, 60, 70, 70)][0] == 0 and len(regions) == 7
+    _, classes, _ = sampled(proposals, boxes, labels, 4, 0.25)
+    assert len(classes) == 4 and (classes > 0).sum() == 1
+    _, classes, _ = sampled(proposals, boxes[:0], labels[:0], 4, 0.25)
+    assert len(classes) == 4 and not classes.any()
+
+
+@pytest.mark.parametrize("scale, aligned", [(0.25, False), (0.5, True)])
+def test_regions_are_aligned_point_by_point(scale, aligned):
+    maps, boxes = some(2, 3, 6, 7), torch.tensor([[1.0, 2, 3, 12, 11], [0, 0, 0, 8, 8], [1, 5, 5, 9, 10]])
+
+    def read(image, y, x):
+        y, x = min(max(y, 0.0), 5.0), min(max(x, 0.0), 6.0)
+        y0, x0 = int(y), int(x)
+        y1, x1 = min(y0 + 1, 5), min(x0 + 1, 6)
+        top = image[:, y0, x0] * (1 - x + x0) + image[:, y0, x1] * (x - x0)
+        return top * (1 - y + y0) + (image[:, y1, x0] * (1 - x + x0) + image[:, y1, x1] * (x - x0)) * (y - y0)
+    ours = roi_align(maps, boxes, (2, 3), scale, 2, aligned)
+    for one, (i, *box) in zip(ours, boxes.tolist(), strict=True):
+        left, top, right, bottom = (scale * b - 0.5 * aligned for b in box)
+        tall, wide = ((bottom - top), (right - left)) if aligned else (max(bottom - top, 1.0), max(right - left, 1.0))
+        for r in range(2):
+            for c in range(3):
+                points = [read(maps[int(i)], top + tall * (r + (a + 0.5) / 2) / 2, left + wide * (c + (b + 0.5) / 2) / 3)
+                          for a in range(2) for b in range(2)]
+                assert torch.allclose(one[:, r, c], sum(points) / 4, atol=1e-5)
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+def data(n=4):
+    draw = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[4.0, 4, 16, 16], [18, 14, 30, 28]])
+    labels = torch.tensor([0, 2])
+    return [(torch.rand(3, 32, 32, generator=draw), Boxes(boxes[: 1 + i % 2], labels[: 1 + i % 2])) for i in range(n)]
+
+
+def learn(way, tower=None, side=8, **fields):
+    from stillroom.recipes.dense.vild import WAYS, ViLD
+    from stillroom.run import Run
+
+    torch.manual_seed(1)
+    tower = tower or nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, 8))
+    method = ViLD(**{"way": way, "side": side, "regions": 8, "lr": 0.01, "batch": 2, "steps_propose": 1, "steps": 2} | fields)
+    run = Run()
+    made = method(run, student=net(WAYS[way]), tower=tower, texts=unit(3, 8), data=data())
+    return made, run
+
+
+@pytest.mark.parametrize("way, terms", [("text", {"names"}), ("image", {"image"}), ("both", {"names", "image"}),
+                                        ("ensemble", {"names", "image"})])
+def test_each_way_has_its_losses(way, terms):
+    made, run = learn(way)
+    assert {"names", "image"} & run.history[-1].keys() == terms
+    assert {"loss_objectness", "loss_rpn_box_reg", "moves"} <= run.history[-1].keys()
+    from stillroom.recipes.dense.vild import scores
+
+    found = made.detect(data()[0][0][None], lambda r: scores(made, r, unit(5, 8), torch.arange(5) < 3, way, 0.1))
+    assert found[0].boxes.shape[1] == 4 and set(found[0].labels.tolist()) <= set(range(5)) and 0 < len(found[0].boxes) <= 100
+
+
+def test_the_image_head_alone_learns_from_crops_in_an_ensemble():
+    made, _ = learn("ensemble", image=0.0, decay=0.0)
+    fresh = net(2)
+    assert torch.equal(made.embeds[1].weight, fresh.embeds[1].weight)
+    assert not torch.equal(made.embeds[0].weight, fresh.embeds[0].weight)
+
+
+def test_a_detector_with_the_wrong_heads_is_refused():
+    from stillroom.recipes.dense.vild import ViLD
+    from stillroom.run import Run
+
+    for way, word in (("text", "1 heads"), ("words", "text")):
+        with pytest.raises(Refused, match=word):
+            ViLD(way=way, batch=2)(Run(), student=net(2), tower=nn.Identity(), texts=unit(3, 8), data=data())
+
+
+@pytest.mark.skipif(_compat.find_spec("transformers") is None, reason="transformers is not installed")
+def test_both_towers_of_a_clip_of_transformers_teach():
+    kinds = _compat.package("transformers")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = kinds.CLIPModel(kinds.CLIPConfig(text_config={**small, "vocab_size": 50, "max_position_embeddings": 8},
+                                            vision_config={**small, "image_size": 8, "patch_size": 4}, projection_dim=8)).eval()
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.clip = clip
+
+        def forward(self, x):
+            out = self.clip.get_image_features(pixel_values=x)
+            return out if isinstance(out, torch.Tensor) else out.pooler_output
+    with torch.no_grad():
+        assert Tower()(torch.rand(2, 3, 8, 8)).shape == (2, 8)
+    before = copy.deepcopy(clip.state_dict())
+    learn("ensemble", tower=Tower())
+    assert all(torch.equal(v, before[k]) for k, v in clip.state_dict().items())
+
+
+# --- the arena -------------------------------------------------------------------------------------------------------
+
+def test_images_are_drawn_from_their_seed_with_tight_boxes():
+    from stillroom.arenas.tinted import NAMES, NOVEL, drawn
+
+    images, again = drawn(12, 1), drawn(12, 1)
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1].boxes, b[1].boxes) for a, b in zip(images, again, strict=True))
+    assert {n // 4 for n in NOVEL} == {n % 4 for n in NOVEL} == {0, 1, 2, 3} and len(NAMES) == 16
+    for image, truth in images:
+        assert image.shape == (3, 64, 64) and 1 <= len(truth.boxes) == len(truth.labels) <= 4
+        assert truth.boxes.min() >= 0 and truth.boxes.max() <= 64
+        for x1, y1, x2, y2 in truth.boxes.tolist():
+            inside = image[:, int(y1) + 2 : int(y2) - 2, int(x1) + 2 : int(x2) - 2]
+            assert (inside.mean((1, 2)).max() - inside.mean((1, 2)).min()) > 0.1       # it has a colour, the ground has none
