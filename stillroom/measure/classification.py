@@ -48,8 +48,8 @@ def base_to_novel(model: Module, data, base: Sequence[int]) -> tuple[float, floa
     samples of `base` classes among these alone, accuracy on the others' among the others, and their harmonic mean, in percent."""
     logits, y = answers(model, data)
     shown = torch.zeros(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(base), True)
-    found = [right(logits[at].masked_fill(~among, -torch.inf), y[at]) for among in (shown, ~shown) for at in (among[y],)]
-    return found[0], found[1], harmonic(*found)
+    a, b = (right(logits[among[y]].masked_fill(~among, -torch.inf), y[among[y]]) for among in (shown, ~shown))
+    return a, b, harmonic(a, b)
 
 
 def harmonic(a: float, b: float) -> float:
