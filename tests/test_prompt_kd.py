@@ -137,8 +137,10 @@ def test_the_teacher_is_tuned_first_where_labels_are_given():
     assert [line["loop"] for line in run.history] == ["teacher/loop"] * 3 + ["loop"] * 2
     assert not torch.allclose(made.vectors, F.normalize(teacher.text(TEXTS[:, 0]), dim=-1), atol=1e-4)
     assert torch.equal(made.vectors, F.normalize(read(TEXTS[:, 0]), dim=-1))
+    run = Run(accumulate=2)
     with pytest.raises(Refused, match="accumulate"):
-        play(two(8, 0), two(16, 1), Watched(accumulate=2), shots=shots)
+        play(two(8, 0), two(16, 1), run, shots=shots)
+    assert not run.history, "refused before any work is lost"
 
 
 def test_an_image_network_is_a_student_too_and_is_built_again(tmp_path):
@@ -150,6 +152,13 @@ def test_an_image_network_is_a_student_too_and_is_built_again(tmp_path):
     assert made.body(x).shape == (16, 16), "its own last layer is gone"
     again = saved.load(saved.save(made, tmp_path, classes=["a", "b", "c"]))
     assert torch.equal(again(x), made(x)) and again(x).shape == (16, 3)
+
+
+def test_one_sentence_a_class_needs_no_axis_of_its_own():
+    made = [play(two(8, 0), two(16, 1), Run(), texts=texts) for texts in (TEXTS, TEXTS[:, 0])]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in made), strict=True))
+    with pytest.raises(Refused, match="texts of shape"):
+        play(two(8, 0), two(16, 1), Run(), texts=torch.rand(3, 5))
 
 
 def test_what_is_no_two_tower_model_is_refused():

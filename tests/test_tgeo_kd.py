@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from stillroom import store
 from stillroom.errors import Refused
 from stillroom.models.small import cnn, mlp
 from stillroom.parts import losses
 from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.parts.teachers import Cached
 from stillroom.recipes.classification.tgeo_kd import TGeoKD, class_means, fused, geometry, ratio_net, trial
 from stillroom.run import Run
 
@@ -158,6 +160,15 @@ def test_a_part_of_the_data_is_held_out_and_not_learnt_from(held):
 
     TGeoKD(batch=8, steps=1, held=held)(Noting(), student=mlp(), teacher=mlp(), data=data)
     assert len(set(seen)) == len(seen) == 40 - max(1, round(40 * held))
+
+
+def test_a_stored_teacher_teaches_the_same(tmp_path):
+    torch.manual_seed(0)
+    data, teacher = TensorDataset(torch.rand(24, 1, 8, 8), torch.arange(24) % 10), mlp()
+    cached = Cached(store.write(tmp_path, teacher, data))
+    student = mlp()
+    made = [stepped(Run(), data, taught, copy.deepcopy(student), steps=2) for taught in (teacher, cached)]
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*(net.parameters() for net in made), strict=True))
 
 
 def test_samples_without_a_label_are_refused():

@@ -26,9 +26,9 @@ SENTENCES = ("a photo of a {} .", "a drawing of a {} .", "the number {} in ink .
 BASE = (0, 1, 2, 3, 4)           # classes that labels are shown of
 SHOTS = 16                       # labels of each
 SOURCE, TRAIN = 700, 600         # images with sentences; images of the other domain without labels; the others are for tests
-STEPS = 250
+STEPS = 250                      # updates of a two-tower model
 LARGE, SMALL = (64, 3, 20.0), (24, 2, 8.0)     # width, blocks, and how far the images of the source are turned to either side
-PATCH = 4
+PATCH = 4                        # side of a patch; images are 8 × 8
 ANGLE = 30.0                     # by which the other domain is turned, in degrees
 
 
@@ -99,7 +99,7 @@ def _towers(seed: int, large: bool) -> TwoTowers:
     tokens, (dim, depth, spread) = sentences(), LARGE if large else SMALL
     net = TwoTowers(ViT(image=8, patch=PATCH, channels=1, dim=dim, depth=depth, heads=4, classes=dim),
                     TextTower(int(tokens.max()) + 1, tokens.shape[-1], dim, 1, 4, dim))
-    run, opt = Run(seed=seed), optim.adamw(net, lr=cosine(3e-3, warmup=0.1), decay=0.05)
+    run, opt = Run(seed=seed, device="cpu"), optim.adamw(net, lr=cosine(3e-3, warmup=0.1), decay=0.05)
     run.keep(net=net, opt=opt)
     for x, y in run.loop(split(seed).source, batch=64, steps=STEPS, whole=True):
         said = tokens[:, torch.randint(len(SENTENCES), ())]
@@ -113,5 +113,5 @@ def _towers(seed: int, large: bool) -> TwoTowers:
 @torch.no_grad()
 def _judged(seed: int, net: Module) -> dict[str, float]:
     if isinstance(net, TwoTowers):
-        net = ClassVectors(net.image, net.text(sentences()[:, 0]), net.scale.exp())
+        net = ClassVectors(net.image, net.text(sentences()[:, 0].to(net.scale.device)), net.scale.exp())
     return dict(zip(("shown", "others", "both"), base_to_novel(net, split(seed).test, BASE), strict=True))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Subset
 
-from stillroom.batches import to_device, whole
+from stillroom.batches import ids, tagged, to_device, whole
 from stillroom.measure.cost import placed, resting
 from stillroom.parts.teachers import Cached
 
@@ -24,7 +24,9 @@ def answers(model: Module, data, batch: int = 256) -> tuple[Tensor, Tensor]:
     said, labels = [], []
     with resting(model):
         for start in range(0, len(data), batch):
-            x, y = whole(Subset(data, range(start, min(start + batch, len(data)))))[:2]
+            some = Subset(data, range(start, min(start + batch, len(data))))
+            x, y = whole(some)[:2]
+            tagged(x, ids(some))                       # a stored teacher inside another module finds them by these
             if stored is None:
                 said.append(model(to_device(x, placed(model))).float().cpu())
             labels.append(y)
@@ -46,8 +48,8 @@ def base_to_novel(model: Module, data, base: Sequence[int]) -> tuple[float, floa
     samples of `base` classes among these alone, accuracy on the others' among the others, and their harmonic mean, in percent."""
     logits, y = answers(model, data)
     shown = torch.zeros(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(base), True)
-    found = [right(logits[at].masked_fill(~among, -torch.inf), y[at]) for among in (shown, ~shown) for at in (among[y],)]
-    return found[0], found[1], harmonic(*found)
+    a, b = (right(logits[among[y]].masked_fill(~among, -torch.inf), y[among[y]]) for among in (shown, ~shown))
+    return a, b, harmonic(a, b)
 
 
 def harmonic(a: float, b: float) -> float:

@@ -48,6 +48,13 @@ def two_towers(model: Module) -> bool:
     return isinstance(model, TwoTowers) or all(hasattr(model, name) for name in names)
 
 
+def per_class(texts: Tensor) -> Tensor:
+    """Tokens [classes, sentences, length], where there is one sentence a class from [classes, length]. Raises `Refused`."""
+    if texts.ndim not in (2, 3) or texts.is_floating_point():
+        raise Refused(f"texts of shape {list(texts.shape)} and {texts.dtype}", "give tokens [classes, sentences, length]")
+    return texts if texts.ndim == 3 else texts[:, None]
+
+
 class Half(Module):
     """One of the towers of a transformers model: images or tokens → [batch, width]."""
 

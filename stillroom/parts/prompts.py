@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.errors import Refused
-from stillroom.measure.cost import resting
 
 
 class Prompted(Module):
@@ -90,8 +89,7 @@ def first_tokens(tower: Module, x: Tensor) -> Tensor:
     seen: list[Any] = []
     hook = blocks(tower)[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0] if inputs else None))
     try:
-        with resting(tower):
-            tower._call_impl(x)
+        tower._call_impl(x)
     finally:
         hook.remove()
     if not seen or not isinstance(seen[0], Tensor) or seen[0].ndim != 3:

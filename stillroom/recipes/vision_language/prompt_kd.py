@@ -22,8 +22,9 @@ from torch.utils.data import Dataset
 
 from stillroom.arenas.captions import captions
 from stillroom.batches import whole
+from stillroom.errors import Refused
 from stillroom.measure import Proof
-from stillroom.models.towers import TwoTowers, towers, two_towers
+from stillroom.models.towers import TwoTowers, per_class, towers, two_towers
 from stillroom.parts import losses, optim
 from stillroom.parts.heads import ClassVectors, headless
 from stillroom.parts.pairs import by_label
@@ -55,8 +56,11 @@ class PromptKD(Recipe):
         """`student`: a two-tower model, of which it takes the image tower, or an image network, whose last linear layer goes.
         `texts`: tokens of a sentence for each class, or of several for the tuning, [classes, sentences, length]. `shots`: images
         with labels of some classes, to tune the teacher by."""
-        x, pair = whole(data, 2)[0].to(run.device), towers(teacher)
+        x, pair, texts = whole(data, 2)[0].to(run.device), towers(teacher), per_class(texts)
         if shots is not None:
+            if run.accumulate > 1:                                               # said by the second loop, after the first
+                raise Refused(f"accumulate={run.accumulate} would change this method: its projector's batch norm sees whole batches",
+                              "run it with accumulate=1, and a smaller batch if memory is short")
             tuning = PromptSRC(count=self.count_teacher, depth=self.depth, batch=self.batch, steps=self.steps_teacher)
             pair = tuning(run.part("teacher"), student=pair, data=by_label(shots)[0], texts=texts)
         with torch.no_grad():

@@ -25,7 +25,7 @@ from stillroom.arenas.captions import shown
 from stillroom.batches import targets, whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof
-from stillroom.models.towers import TwoTowers, towers
+from stillroom.models.towers import TwoTowers, per_class, towers
 from stillroom.parts import losses, optim
 from stillroom.parts.prompts import Prompted
 from stillroom.parts.schedules import cosine
@@ -52,7 +52,7 @@ class PromptSRC(Recipe):
 
     def distill(self, run: Run, student: Module, data: Dataset, texts: Tensor) -> Module:
         """`texts`: tokens of some sentences for each class, [classes, sentences, length]; the first is the one that is tuned."""
-        pair, has = towers(student), targets(data).unique().to(run.device)
+        pair, texts, has = towers(student), per_class(texts), targets(data).unique().to(run.device)
         if has[-1] >= len(texts):
             raise Refused(f"there are labels of class {int(has[-1])}, and {len(texts)} classes have texts", "give each its texts")
         texts = texts[has]
