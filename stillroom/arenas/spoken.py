@@ -1,9 +1,10 @@
-"""Spoken digits: recordings of six speakers where the Free Spoken Digit Dataset lies on this machine, else voices by a formula."""
+"""Spoken digits: recordings of six speakers where the Free Spoken Digit Dataset is on this machine, else voices by a formula."""
 
 import copy
 import math
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,25 +31,27 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 CONVS = ((32, 40, 20), (32, 8, 4), (32, 4, 2))          # width, kernel, stride: 160 samples a frame
 FRAMES, UNITS = 23, 50               # of a clip; clusters of frames that the teacher learns to name
 STEPS = 300                            # of the teacher
-SHAPES: tuple[Shape, ...] = ({"dim": 16, "heads": [2, 2], "hidden": [32, 32]}, {"dim": 16, "heads": [4, 4], "hidden": [48, 48]},
-                             {"dim": 24, "heads": [3, 3], "hidden": [48, 48]})         # slices that are judged
-LABELS, DRAWS = 150, 3                # labelled clips of which a probe learns, and how often they are drawn
+LARGE: Shape = {"dim": 32, "heads": [4, 4], "hidden": [96, 96]}
+SHAPES: tuple[Shape, ...] = ({"dim": 8, "heads": [2, 2], "hidden": [16, 16]}, {"dim": 8, "heads": [4, 4], "hidden": [24, 24]},
+                             {"dim": 16, "heads": [2, 2], "hidden": [32, 32]})         # slices that are judged
+LABELS, DRAWS = 150, 6                # labelled clips of which a probe learns, and how often they are drawn
 
 
 def spoken(seed: int = 0) -> Cast:
-    """Clips without labels, a small HuBERT that has learnt units and digits, and a copy of it as supernet.
+    """Clips without labels, a small HuBERT that has learnt units and digits, and a fresh one as supernet, which reads the wave as
+    the teacher does: the convolutions are taken over and stay as they are.
 
-    slices(net)        accuracy of a linear probe on the mean frame, in percent, mean over `SHAPES` and draws of 150 labels
-    reads(net)         the same of one network
-    teacher()          the network that teaches
-    whole()            a supernet of which only the whole is taught, as many steps
-    alone(shape)       a network of this shape, which begins as the teacher's slice, taught by itself, as many steps
+    slices(net)      accuracy of linear probes on the mean frame, in percent, mean over `SHAPES` and draws of 150 labels
+    reads(net)       the same of one network
+    fresh()          the supernet before it learns; teacher()
+    whole()          a supernet of which only the whole is taught, as many steps
+    alone(shape)     a network of this shape, which begins as that slice of the fresh one, taught by itself, as many steps
     """
-    ground, teacher = clips(), _teacher(seed)
-    actors = {"student": copy.deepcopy(teacher), "teacher": copy.deepcopy(teacher), "data": unlabelled(ground.train)}
+    ground, taught = clips(), teacher(seed)
+    actors = {"student": _fresh(seed), "teacher": copy.deepcopy(taught), "data": unlabelled(ground.train)}
     reads = partial(_reads, seed=seed)
-    return Cast(actors, data=words(), real=ground.real, shapes=SHAPES, reads=reads, teacher=lambda: teacher,
-                slices=lambda net: sum(reads(net.cut(shape)) for shape in SHAPES) / len(SHAPES),
+    return Cast(actors, data=words(), real=ground.real, shapes=SHAPES, reads=reads, teacher=lambda: taught,
+                fresh=lambda: _fresh(seed), slices=lambda net: sum(reads(net.cut(shape)) for shape in SHAPES) / len(SHAPES),
                 whole=lambda: _whole(seed), alone=lambda shape: _alone(seed, shape))
 
 
@@ -73,7 +76,7 @@ def clips() -> SimpleNamespace:
         return _split(*_drawn(), real=False)
     audio, at = found["audio"], found["offsets"]
     waves = torch.zeros(len(at) - 1, LENGTH)
-    for n, (a, b) in enumerate(zip(at[:-1], at[1:], strict=True)):
+    for n, (a, b) in enumerate(pairwise(at)):
         own = torch.from_numpy(audio[a : min(b, a + LENGTH)].astype(np.float32))
         waves[n, : len(own)] = own
     return _split(waves, *(torch.from_numpy(found[k].astype(np.int64)) for k in ("labels", "index")), real=True)
@@ -86,10 +89,10 @@ def _split(waves: Tensor, digits: Tensor, take: Tensor, real: bool) -> SimpleNam
 
 
 def _drawn() -> tuple[Tensor, Tensor, Tensor]:
-    """Six voices say ten syllables, thirty takes each: harmonics of a falling pitch under two resonances that move from one
+    """Six voices say ten syllables, twenty takes each: harmonics of a falling pitch under two resonances that move from one
     vowel to another, in noise. Waves, syllables, takes."""
     dice = torch.Generator().manual_seed(0)
-    digit, voice, take = (t.flatten() for t in torch.meshgrid(torch.arange(10), torch.arange(6), torch.arange(30), indexing="ij"))
+    digit, voice, take = (t.flatten() for t in torch.meshgrid(torch.arange(10), torch.arange(6), torch.arange(20), indexing="ij"))
     vowels = torch.tensor([[300.0, 2300], [650, 1700], [750, 1200], [500, 900], [320, 800]])       # first and second resonance
     pairs = torch.tensor([(a, b) for a in range(5) for b in range(5) if a != b])[::2][:10]
     time, n = torch.arange(LENGTH) / RATE, len(digit)
@@ -99,7 +102,7 @@ def _drawn() -> tuple[Tensor, Tensor, Tensor]:
     first, second = (long * torch.lerp(vowels[pairs[digit, 0], k, None], vowels[pairs[digit, 1], k, None], way) for k in (0, 1))
     pitch = (90 + 22 * voice[:, None]) * (1 + 0.05 * torch.randn(n, 1, generator=dice)) * (1 - 0.2 * time / lasts)
     phase, x = 2 * math.pi * pitch.cumsum(1) / RATE, 0.02 * torch.randn(n, LENGTH, generator=dice)
-    for k in range(1, 21):
+    for k in range(1, 17):
         loud = torch.exp(-(((k * pitch - first) / 120) ** 2)) + 0.5 * torch.exp(-(((k * pitch - second) / 180) ** 2))
         x += loud * torch.sin(k * phase) * (time < lasts)
     return x, digit, take
@@ -109,25 +112,33 @@ def _net(shape: Shape) -> Hubert:
     return Hubert(**shape, each=8, convs=CONVS, norm="layer", bias=True, kernel=8, groups=4, drop=0.0)
 
 
+def _fresh(seed: int) -> Hubert:
+    torch.manual_seed(1000 + seed)
+    net = _net(LARGE)
+    net.feature_extractor.load_state_dict(teacher(seed).feature_extractor.state_dict())
+    net.feature_extractor.requires_grad_(False)
+    return net
+
+
 @lru_cache(maxsize=4)
-def _teacher(seed: int) -> Hubert:
+def teacher(seed: int) -> Hubert:
     """Learns to name the cluster of each frame, masked or not (Hsu et al. 2021), and the digit. It begins with windowed waves."""
     x, y = clips().train.tensors
     units = _units()
     torch.manual_seed(seed)
-    net, unit, digit = _net({"dim": 32, "heads": [4, 4], "hidden": [96, 96]}), nn.Linear(32, UNITS), nn.Linear(32, len(WORDS))
+    net, unit, digit = _net(LARGE), nn.Linear(32, UNITS), nn.Linear(32, len(WORDS))
     first = net.feature_extractor.conv_layers[0].conv
     angle = 2 * math.pi * torch.linspace(100, 3600, 16)[:, None] * (torch.arange(40) - 19.5) / RATE
     with torch.no_grad():
         first.weight.copy_(0.3 * (torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(40))[:, None])
-    run, opt = Run(seed=seed, device="cpu"), optim.adamw(net, unit, digit, lr=cosine(4e-3, warmup=0.1), clip=1.0)
+    run, opt = Run(seed=seed, device="cpu"), optim.adamw(net, unit, digit, lr=cosine(3e-3, warmup=0.1), clip=1.0)
     run.keep(net=net, unit=unit, digit=digit, opt=opt)
     for waves, named, said in run.loop(TensorDataset(x, units, y), batch=16, steps=STEPS):
-        masked = torch.rand(named.shape) < 0.5
+        masked = torch.rand(named.shape) < 0.2
         frames = net(waves, hidden=masked)
         lost = F.cross_entropy(unit(frames).mT, named, reduction="none")
         told = F.cross_entropy(digit(frames).mean(1), said)
-        run.update(opt, masked=lost[masked].mean(), seen=lost[~masked].mean(), digit=told)
+        run.update(opt, masked=lost[masked].mean(), seen=lost[~masked].mean(), digit=2 * told)
     return net.eval()
 
 
@@ -175,7 +186,7 @@ def _whole(seed: int) -> Hubert:
 
 def _in_one(seed: int) -> dict[str, Any]:
     """All steps of the trial in the first stage."""
-    from stillroom.recipes.audio.lighthubert import trial      # which stands on this ground itself
+    from stillroom.recipes.audio.lighthubert import trial  # which stands on this ground itself
 
     method, _ = trial(seed)
     return {"steps_whole": method.steps_whole + method.steps, "steps": 0}
@@ -187,4 +198,6 @@ def _alone(seed: int, shape: Shape) -> Hubert:
     method, cast = trial(seed)
     method = replace(method, dims=(shape["dim"],), heads=(min(shape["heads"]),),
                      ratios=(min(shape["hidden"]) / shape["dim"],), **_in_one(seed))
-    return method(Run(seed=seed), **{**cast.actors, "student": cast.actors["student"].cut(shape)})
+    student = cast.actors["student"].cut(shape)
+    student.feature_extractor.requires_grad_(False)
+    return method(Run(seed=seed), **{**cast.actors, "student": student})

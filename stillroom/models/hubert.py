@@ -188,13 +188,13 @@ class Subnets:
 
     def __post_init__(self):
         if not isinstance(self.net, Hubert):
-            raise Refused(f"{type(self.net).__name__} has no slices", "a models.hubert.Hubert(…), or like(model) of transformers' own")
+            raise Refused(f"{type(self.net).__name__} has no slices", "a models.hubert.Hubert, or like(model) of transformers'")
         own, most = self.net.shape, max(self.depths)
         wide = int(max(self.ratios) * max(self.dims))
         if (max(self.dims) > own["dim"] or most > len(own["heads"]) or max(self.heads) > min(own["heads"][:most])
                 or wide > min(own["hidden"][:most]) or any(d % self.net.made["groups"] for d in self.dims)):
-            raise Refused(f"slices of width {max(self.dims)}, {most} blocks, {max(self.heads)} heads and {wide} hidden units do not "
-                          f"fit into {own}", "a larger network, or smaller dims, depths, heads, ratios; groups divide the width")
+            raise Refused(f"slices of width {max(self.dims)}, {most} blocks, {max(self.heads)} heads and {wide} hidden units do "
+                          f"not fit into {own}", "a larger network, or smaller slices; groups divide the width")
 
     def __len__(self) -> int:
         return len(self.dims) * sum((len(self.heads) * len(self.ratios)) ** depth for depth in self.depths)
@@ -227,6 +227,20 @@ class Subnets:
         return self.net.count(arch)
 
 
+class MeanStates(Module):
+    """Mean of what goes into the first block and of what comes out of each, [batch, frames or tokens, dim], of a `Hubert` or of a
+    model of transformers, which takes what that takes."""
+
+    def __init__(self, net: Module):
+        super().__init__()
+        self.net: Any = net
+
+    def forward(self, x: Tensor, **named: Tensor) -> Tensor:
+        if isinstance(self.net, Hubert):
+            return torch.stack(self.net.states(x)).mean(0)
+        return torch.stack(self.net(x, output_hidden_states=True, **named).hidden_states).mean(0)
+
+
 def like(model: Any) -> Hubert:
     """A `Hubert` with the weights of a `transformers.HubertModel`. Raises `Refused` for a make that it does not know."""
     made = model.config
@@ -237,8 +251,9 @@ def like(model: Any) -> Hubert:
         raise Refused(f"this HuBERT has another {', '.join(odd)}", "models like hubert-base-ls960: norms after each branch, GELU")
     depth = made.num_hidden_layers
     net = Hubert(made.hidden_size, [made.num_attention_heads] * depth, [made.intermediate_size] * depth,
-                 made.hidden_size // made.num_attention_heads, list(zip(made.conv_dim, made.conv_kernel, made.conv_stride, strict=True)),
-                 made.feat_extract_norm, made.conv_bias, made.num_conv_pos_embeddings, made.num_conv_pos_embedding_groups,
+                 made.hidden_size // made.num_attention_heads,
+                 list(zip(made.conv_dim, made.conv_kernel, made.conv_stride, strict=True)), made.feat_extract_norm,
+                 made.conv_bias, made.num_conv_pos_embeddings, made.num_conv_pos_embedding_groups,
                  made.hidden_dropout)
     net.load_state_dict({"masked_spec_embed": net.masked_spec_embed, **model.state_dict()})
     for module in net.modules():
