@@ -34,7 +34,8 @@ def spelled(seed: int = 0) -> Cast:
     """
     ground, known = spoken.clips(), words()
     torch.manual_seed(4000 + seed)
-    actors = {"student": Codec(filters=8, strides=(4, 5, 8), dim=32, codes=CODES, quantisers=4, layers=1), "data": ground.train,
+    actors = {"student": Codec(filters=4, strides=(4, 5, 8), dim=32, codes=CODES, quantisers=4, layers=1, decay=0.9),
+              "data": ground.train,
               "speech": MeanStates(copy.deepcopy(spoken.teacher(seed))), "text": Known(_letters() if known is None else known)}
     reads = "MiniLM" if known is not None else "its letters by a formula"
     return Cast(actors, data=f"{spoken.words()}; {reads} for the words", real=ground.real and known is not None,

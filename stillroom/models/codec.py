@@ -27,12 +27,12 @@ class Codec(Module):
     encode, decode   waves → codes [batch, quantisers, frames] → waves; fewer quantisers give coarser ones
     filters          channels at the full rate; twice as many after each stride
     strides          of the decoder, in its order; their product is the samples of a frame
-    codes, quantisers   vectors of a codebook, codebooks
+    codes, quantisers   vectors of a codebook, codebooks; decay: of their moving averages
     layers           of the recurrent nets, to both sides in the encoder
     """
 
     def __init__(self, filters: int = 64, strides: Sequence[int] = (8, 5, 4, 2), dim: int = 1024, codes: int = 1024,
-                 quantisers: int = 8, layers: int = 2):
+                 quantisers: int = 8, layers: int = 2, decay: float = 0.99):
         super().__init__()
         wide = filters * 2 ** len(strides)
         self.dim, self.hop = dim, prod(strides)
@@ -42,7 +42,7 @@ class Codec(Module):
             down += [Residual(width), nn.ELU(), _conv(width, 2 * width, 2 * stride, stride)]
         self.encoder = nn.Sequential(_conv(1, filters, 7), *down, Recurrent(wide, layers, both=True), nn.ELU(),
                                      _conv(2 * wide, dim, 7))
-        self.quantiser = ResidualVQ(dim, codes, quantisers)
+        self.quantiser = ResidualVQ(dim, codes, quantisers, decay)
         up: list[Module] = []
         for n, stride in enumerate(strides):
             width = wide // 2**n
