@@ -79,7 +79,8 @@ def clips() -> SimpleNamespace:
     for n, (a, b) in enumerate(pairwise(at)):
         own = torch.from_numpy(audio[a : min(b, a + LENGTH)].astype(np.float32))
         waves[n, : len(own)] = own
-    return _split(waves, *(torch.from_numpy(found[k].astype(np.int64)) for k in ("labels", "index")), real=True)
+    digits, take = (torch.from_numpy(found[k].astype(np.int64)) for k in ("labels", "index"))
+    return _split(waves, digits, take, real=True)
 
 
 def _split(waves: Tensor, digits: Tensor, take: Tensor, real: bool) -> SimpleNamespace:
@@ -127,7 +128,7 @@ def teacher(seed: int) -> Hubert:
     units = _units()
     torch.manual_seed(seed)
     net, unit, digit = _net(LARGE), nn.Linear(32, UNITS), nn.Linear(32, len(WORDS))
-    first = net.feature_extractor.conv_layers[0].conv
+    first: Any = net.feature_extractor.conv_layers[0].conv
     angle = 2 * math.pi * torch.linspace(100, 3600, 16)[:, None] * (torch.arange(40) - 19.5) / RATE
     with torch.no_grad():
         first.weight.copy_(0.3 * (torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(40))[:, None])
@@ -166,8 +167,8 @@ class Pooled(Module):
 
 def _reads(net: Module, seed: int) -> float:
     train, test = (part.tensors for part in (clips().train, clips().test))
-    train = train[0][::3], train[1][::3]
-    return few_labels(*((predict(Pooled(net), x), y) for x, y in (train, test)), seed)
+    known, asked = (predict(Pooled(net), x) for x in (train[0][::3], test[0]))
+    return few_labels((known, train[1][::3]), (asked, test[1]), seed)
 
 
 def few_labels(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int) -> float:

@@ -80,10 +80,10 @@ class Hubert(Module):
         """Parameters of this slice."""
         d, width = shape["dim"], self.made["convs"][-1][0]
         kernel, groups, each = self.made["kernel"], self.made["groups"], self.made["each"]
-        wave = sum(p.numel() for p in self.feature_extractor.parameters())
+        wave: int = sum(p.numel() for p in self.feature_extractor.parameters())
         enter = 2 * width + width * d + d + d                                              # norm, projection, mask
         places = d * (d // groups) * kernel + kernel + d + 2 * d                           # weight norm, bias, norm
-        blocks = sum(4 * d * h * each + 3 * h * each + d + 2 * d * f + f + d + 4 * d
+        blocks: int = sum(4 * d * h * each + 3 * h * each + d + 2 * d * f + f + d + 4 * d
                      for h, f in zip(shape["heads"], shape["hidden"], strict=True))
         return wave + enter + places + blocks
 
@@ -95,7 +95,8 @@ class Extractor(Module):
         super().__init__()
         widths = [1, *(width for width, _, _ in convs)]
         self.conv_layers = nn.ModuleList(
-            Reading(widths[n], *convs[n], bias, "" if norm == "group" and n else norm) for n in range(len(convs)))
+            Reading(widths[n], width, kernel, stride, bias, "" if norm == "group" and n else norm)
+            for n, (width, kernel, stride) in enumerate(convs))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.conv_layers:

@@ -1,5 +1,6 @@
 """Spectra of waves as ears hear them: triangles on the mel scale, logarithms."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -19,8 +20,8 @@ def spectrum(x: Tensor, size: int, hop: int) -> Tensor:
 def filterbank(bins: int, mels: int, rate: int, low: float = 0.0, high: float | None = None) -> Tensor:
     """Weights [mels, bins] of `mels` triangles, evenly spaced from `low` to `high` Hz (half the rate when left out) on the scale
     m = 2595·log₁₀(1 + f / 700) (O'Shaughnessy 1987), each of area 1 over Hz: peak 2 / width (Slaney 1998). Do not change it."""
-    ends = torch.tensor([low, rate / 2 if high is None else high], dtype=torch.float64)
-    marks = torch.linspace(*(2595 * (1 + ends / 700).log10()).tolist(), mels + 2, dtype=torch.float64)
+    first, last = (2595 * math.log10(1 + end / 700) for end in (low, rate / 2 if high is None else high))
+    marks = torch.linspace(first, last, mels + 2, dtype=torch.float64)
     marks = 700 * (10 ** (marks / 2595) - 1)                                                  # [mels + 2], Hz
     left, peak, right = marks[:-2, None], marks[1:-1, None], marks[2:, None]
     at = torch.linspace(0, rate / 2, bins, dtype=torch.float64)
