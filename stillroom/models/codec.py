@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from stillroom.errors import Refused
 from stillroom.parts.losses.scores import Told
 from stillroom.parts.mel import spectrum
 from stillroom.parts.residual_vq import Quantised, ResidualVQ
@@ -68,6 +69,13 @@ class Codec(Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         return self.wave(self.quantiser.decode(codes))
+
+
+def coder(net: Module) -> Codec:
+    """The network itself, if it is a codec. Raises `Refused`."""
+    if not isinstance(net, Codec):
+        raise Refused(f"{type(net).__name__} is no codec", "give stillroom.models.codec.Codec(…)")
+    return net
 
 
 class Mirrored(Module):

@@ -188,8 +188,6 @@ class Subnets:
     depths: Sequence[int]
 
     def __post_init__(self):
-        if not isinstance(self.net, Hubert):
-            raise Refused(f"{type(self.net).__name__} has no slices", "a models.hubert.Hubert, or like(model) of transformers'")
         own, most = self.net.shape, max(self.depths)
         wide = int(max(self.ratios) * max(self.dims))
         if (max(self.dims) > own["dim"] or most > len(own["heads"]) or max(self.heads) > min(own["heads"][:most])
@@ -226,6 +224,13 @@ class Subnets:
     def cost(self, arch: Shape) -> float:
         """Parameters."""
         return self.net.count(arch)
+
+
+def sliced(net: Module) -> Hubert:
+    """The network itself, if it has slices. Raises `Refused`."""
+    if not isinstance(net, Hubert):
+        raise Refused(f"{type(net).__name__} has no slices", "a models.hubert.Hubert(…), or like(model) of transformers'")
+    return net
 
 
 class MeanStates(Module):

@@ -22,9 +22,8 @@ from torch.utils.data import Dataset
 
 from stillroom.arenas.spelled import spelled
 from stillroom.batches import whole
-from stillroom.errors import Refused
 from stillroom.measure import Proof
-from stillroom.models.codec import Codec
+from stillroom.models.codec import coder
 from stillroom.parts import optim
 from stillroom.parts.losses import scores
 from stillroom.parts.mel import log_mel
@@ -52,15 +51,14 @@ class DMCodec(Recipe):
     batch: int = 6            # clips per step: 3 s each
     steps: int = 47_565       # updates: 10 passes over LibriSpeech's 28,539 clean clips
 
-    def distill(self, run: Run, student: Codec, data: Dataset, speech: Module | None = None, text: Module | None = None,
+    def distill(self, run: Run, student: Module, data: Dataset, speech: Module | None = None, text: Module | None = None,
                 judge: Module | None = None) -> Module:
-        """`speech`: waves → [batch, frames, dim]; `text`: what a sample has beside its wave → [batch, tokens, dim]; `judge`: as
-        `models.codec.judges()`; without one nothing is adversarial."""
-        if not isinstance(student, Codec):
-            raise Refused(f"{type(student).__name__} is no codec", "give stillroom.models.codec.Codec(…)")
-        teachers = [(net, part) for net, part in ((speech, self.share), (text, 1 - self.share)) if net is not None]
+        """`student`: a `models.codec.Codec`; `speech`: waves → [batch, frames, dim]; `text`: what a sample has beside its wave →
+        [batch, tokens, dim]; `judge`: as `models.codec.judges()`; without one nothing is adversarial."""
+        student, teachers = coder(student), {n: Frozen(net) for n, net in (("speech", speech), ("text", text)) if net is not None}
+        share = {"speech": self.share, "text": 1 - self.share} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
         x, y = (run.place(part) for part in whole(data, self.batch)[:2])
-        widths = {Frozen(net)(y if net is text else x).shape[-1] for net, _ in teachers}
+        widths = {teacher(y if name == "text" else x).shape[-1] for name, teacher in teachers.items()}
         align = nn.ModuleDict({str(width): nn.Linear(student.dim, width) for width in sorted(widths)})
         with torch.no_grad():
             student.quantiser.begin(student.vectors(x))
@@ -73,10 +71,9 @@ class DMCodec(Recipe):
         for x, y in run.loop(data, batch=self.batch, steps=self.steps, whole=True):
             made, said = student(x)
             terms = {"wave": self.wave * F.l1_loss(made, x), "mel": self.spectra(made, x), "commit": self.commit * said.commit}
-            for net, part in teachers:
-                taught = Frozen(net)(y if net is text else x)
-                near = d_axis(align[str(taught.shape[-1])](said.first), taught)
-                terms["text" if net is text else "speech"] = self.distil * near * (part if len(teachers) > 1 else 1)
+            for name, teacher in teachers.items():
+                taught = teacher(y if name == "text" else x)                                  # [batch, frames or tokens, width]
+                terms[name] = self.distil * share[name] * d_axis(align[str(taught.shape[-1])](said.first), taught)
             if judge is not None:
                 run.update(fast, telling=scores.least_squares_telling(judge(x), judge(made.detach())))
                 with torch.no_grad():

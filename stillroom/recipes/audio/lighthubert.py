@@ -26,7 +26,7 @@ from stillroom.batches import whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.measure.cost import resting
-from stillroom.models.hubert import Hubert, Subnets
+from stillroom.models.hubert import Subnets, sliced
 from stillroom.parts import optim, views
 from stillroom.parts.elastic import Linear
 from stillroom.parts.evolution import child
@@ -58,9 +58,10 @@ class LightHuBERT(Recipe):
     probe: int = 256           # clips that a slice is judged by
     steps_search: int = 0      # slices judged; 0: the supernet itself is returned
 
-    def distill(self, run: Run, student: Hubert, teacher: Module, data: Dataset, valid: Dataset | None = None) -> Module:
-        """`teacher`: a `Hubert` or a transformers.HubertModel, with as many frames a second; `valid`: clips by which slices are
-        judged, some of `data` when left out. Returns the supernet, or the best slice."""
+    def distill(self, run: Run, student: Module, teacher: Module, data: Dataset, valid: Dataset | None = None) -> Module:
+        """`student`: a `models.hubert.Hubert`; `teacher`: another or a transformers.HubertModel, with as many frames a second;
+        `valid`: clips by which slices are judged, some of `data` when left out. Returns the supernet, or the best slice."""
+        student = sliced(student)
         space = Subnets(student, self.dims, self.heads, self.ratios, self.depths)
         blocks = [name for name, _ in teacher.named_modules() if name.rpartition(".")[0].endswith("encoder.layers")]
         tap = Tap(Frozen(teacher), *blocks[-self.layers :])
@@ -79,14 +80,17 @@ class LightHuBERT(Recipe):
                 shape = student.shape if name == "whole" else space.random()
                 run.update(opt, masked=error(head(student(x, shape, masked)), target(tap, x), masked))
 
-        masked, scored = views.spans(len(asked), frames, self.mask, self.span).to(run.device), []
-        run.keep(scored=scored)                                      # a score and a shape each, by birth
+        if not self.steps_search:
+            return student
+        scored: list = []                                    # a score and a shape each, in the order of birth
+        run.keep(scored=scored)
+        masked = views.spans(len(asked), frames, self.mask, self.span).to(run.device)
         for _ in run.loop(steps=self.steps_search, name="search"):
             shape = child(space, scored, self.population, self.tournament, self.budget)
             with resting(student):
                 scored.append((-error(head(student(asked, shape, masked)), seen, masked).item(), shape))
             run.log(score=scored[-1][0])
-        return student.cut(max(scored, key=lambda one: one[0])[1]) if scored else student
+        return student.cut(max(scored, key=lambda one: one[0])[1])
 
 
 def target(tap: Tap, x: Tensor) -> Tensor:
