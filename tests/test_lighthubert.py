@@ -103,7 +103,7 @@ def test_the_whole_shape_is_the_network_bit_for_bit():
 def test_a_slice_cut_out_says_what_it_said_inside_and_has_the_parameters_counted(shape):
     ours, x = net(norm="layer", bias=True).eval(), waves()
     alone, masked = ours.cut(shape).eval(), torch.rand(4, 9) < 0.5
-    torch.testing.assert_close(alone(x, hidden=masked), ours(x, shape, masked), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone(x, masked=masked), ours(x, shape, masked), atol=1e-5, rtol=1e-5)
     assert sum(p.numel() for p in alone.parameters()) == ours.count(shape) == Subnets(ours, (4,), (1,), (1.0,), (1,)).cost(shape)
 
 

@@ -136,7 +136,7 @@ def teacher(seed: int) -> Hubert:
     run.keep(net=net, unit=unit, digit=digit, opt=opt)
     for waves, named, said in run.loop(TensorDataset(x, units, y), batch=16, steps=STEPS):
         masked = torch.rand(named.shape) < 0.2
-        frames = net(waves, hidden=masked)
+        frames = net(waves, masked=masked)
         lost = F.cross_entropy(unit(frames).mT, named, reduction="none")
         told = F.cross_entropy(digit(frames).mean(1), said)
         run.update(opt, masked=lost[masked].mean(), seen=lost[~masked].mean(), digit=2 * told)

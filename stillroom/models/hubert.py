@@ -54,16 +54,16 @@ class Hubert(Module):
         self.encoder = Encoder(self.shape, each, kernel, groups, drop)
         self.apply(_initialise)
 
-    def forward(self, x: Tensor, shape: Shape | None = None, hidden: Tensor | None = None) -> Tensor:
-        """shape: of the slice that computes, all of it when left out; hidden [batch, frames]: these are masked."""
-        return self.states(x, shape, hidden)[-1]
+    def forward(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None) -> Tensor:
+        """shape: of the slice that computes, all of it when left out; masked [batch, frames]: these are hidden from it."""
+        return self.states(x, shape, masked)[-1]
 
-    def states(self, x: Tensor, shape: Shape | None = None, hidden: Tensor | None = None) -> list[Tensor]:
+    def states(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None) -> list[Tensor]:
         """What goes into the first block and what comes out of each, [batch, frames, dim]."""
         shape = self.shape if shape is None else shape
         x = self.feature_projection(self.feature_extractor(x[:, None]).mT, shape["dim"])        # [batch, frames, dim]
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.masked_spec_embed[: shape["dim"]].to(x.dtype), x)
+        if masked is not None:
+            x = torch.where(masked[..., None], self.masked_spec_embed[: shape["dim"]].to(x.dtype), x)
         return self.encoder(x, shape)
 
     def frames(self, samples: int) -> int:
@@ -83,9 +83,9 @@ class Hubert(Module):
         wave: int = sum(p.numel() for p in self.feature_extractor.parameters())
         enter = 2 * width + width * d + d + d                                              # norm, projection, mask
         places = d * (d // groups) * kernel + kernel + d + 2 * d                           # weight norm, bias, norm
-        blocks: int = sum(4 * d * h * each + 3 * h * each + d + 2 * d * f + f + d + 4 * d
-                     for h, f in zip(shape["heads"], shape["hidden"], strict=True))
-        return wave + enter + places + blocks
+        blocks = [4 * d * h * each + 3 * h * each + d + 2 * d * f + f + d + 4 * d       # attention, feed-forward, norms
+                  for h, f in zip(shape["heads"], shape["hidden"], strict=True)]
+        return wave + enter + places + sum(blocks)
 
 
 class Extractor(Module):
