@@ -233,6 +233,14 @@ def visible(noise: Tensor, share: float) -> Tensor:
     return noise.argsort(1)[:, :seen].sort(1).values
 
 
+def spans(batch: int, frames: int, share: float, length: int) -> Tensor:
+    """Frames to mask, [batch, frames]: share · frames / length spans in every clip, at least one, with different begins."""
+    places = max(frames - length + 1, 1)
+    count = min(max(int(share * frames / length + torch.rand(())), 1), places)
+    offset = torch.arange(frames) - torch.rand(batch, places).topk(count, 1).indices[..., None]    # [batch, spans, frames]
+    return ((offset >= 0) & (offset < length)).any(1)
+
+
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 def _draw(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Comparisons of distributions by what denoisers and judges say of their samples."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,3 +31,24 @@ def realism(fake: Tensor) -> Tensor:
 def telling_apart(real: Tensor, fake: Tensor) -> Tensor:
     """softplus(l_fake) + softplus(−l_real), means: the judge's share. Logits, positive for real."""
     return F.softplus(fake.float()).mean() + F.softplus(-real.float()).mean()
+
+
+# --- several judges, each of which gives its logits and a list of the features it saw on the way ------------------------
+
+Told = tuple[Tensor, list[Tensor]]
+
+
+def least_squares_realism(fake: Sequence[Told]) -> Tensor:
+    """Σ_judges mean (1 − l_fake)²: the generator's share of the least-squares GAN loss (Mao et al. 2017, eq. 9)."""
+    return torch.stack([(1 - logits.float()).square().mean() for logits, _ in fake]).sum()
+
+
+def least_squares_telling(real: Sequence[Told], fake: Sequence[Told]) -> Tensor:
+    """Σ_judges mean (1 − l_real)² + mean l_fake²: the judges' share."""
+    return least_squares_realism(real) + torch.stack([logits.float().square().mean() for logits, _ in fake]).sum()
+
+
+def alike(real: Sequence[Told], fake: Sequence[Told]) -> Tensor:
+    """Σ_judges Σ_layers mean |features of fake − of real| (Larsen et al. 2016; Kumar et al. 2019, eq. 4)."""
+    pairs = [(r, f) for (_, rs), (_, fs) in zip(real, fake, strict=True) for r, f in zip(rs, fs, strict=True)]
+    return torch.stack([F.l1_loss(f, r) for r, f in pairs]).sum()
