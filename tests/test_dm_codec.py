@@ -16,7 +16,7 @@ from stillroom.models.codec import ByPeriod, ByScale, BySpectrum, Codec, judges
 from stillroom.models.hubert import Hubert, MeanStates
 from stillroom.parts.losses import scores
 from stillroom.parts.mel import log_mel, spectrum
-from stillroom.parts.residual_vq import ResidualVQ, nearest
+from stillroom.parts.residual_vq import ResidualVQ
 from stillroom.recipes.audio.dm_codec import DMCodec, d_axis
 
 
@@ -65,14 +65,14 @@ def test_each_codebook_quantises_what_is_left_and_the_commitment_is_the_mean_of_
     book, x = vq(), draw(2, 7, 4, seed=1)
     said, rest, total, squares = book(x), x.double(), 0.0, []
     for k in range(3):
-        vectors = book.vectors[k].double()
+        vectors = book.books[k].codes.double()
         code = torch.cdist(rest, vectors[None].expand(2, -1, -1)).argmin(-1)
         assert torch.equal(said.codes[:, k], code)
         torch.testing.assert_close(said.left[k].double(), rest, atol=1e-6, rtol=1e-5)
         squares.append((rest - vectors[code]).square().mean())
         rest, total = rest - vectors[code], total + vectors[code]
     torch.testing.assert_close(said.total.double(), total, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(said.first, book.vectors[0][said.codes[:, 0]], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(said.first, book.books[0].codes[said.codes[:, 0]], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(said.commit.double(), sum(squares) / 3, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(book.decode(said.codes), said.total, atol=1e-6, rtol=1e-5)
 
@@ -89,24 +89,25 @@ def test_gradients_go_through_as_if_nothing_were_rounded_and_the_commitment_pull
     for out in (book(x).total, book(x).first):
         assert torch.equal(torch.autograd.grad((out * weight).sum(), x)[0], weight)
     said = book(x)
-    rest = [x.detach() - sum(book.vectors[j][said.codes[:, j]] for j in range(k + 1)) for k in range(3)]
+    rest = [x.detach() - sum(book.books[j].codes[said.codes[:, j]] for j in range(k + 1)) for k in range(3)]
     torch.testing.assert_close(torch.autograd.grad(said.commit, x)[0], sum(2 * r for r in rest) / (3 * x.numel()))
 
 
 def test_code_vectors_become_moving_averages_and_dead_ones_begin_anew_in_the_batch():
     book, x = vq(quantisers=1, decay=0.9, least=0.0), draw(3, 20, 4, seed=3)
-    said, used, sums = book(x), book.used.clone(), book.sums.clone()
+    only = book.books[0]
+    said, used, sums = book(x), only.count.clone(), only.total.clone()
     book.follow(said)
     flat, codes = x.flatten(0, 1), said.codes.flatten()
     for k in range(5):
         mine = flat[codes == k]
-        count, total = 0.9 * used[0, k] + 0.1 * len(mine), 0.9 * sums[0, k] + 0.1 * mine.sum(0)
-        torch.testing.assert_close(book.vectors[0, k], total / count, atol=1e-5, rtol=1e-5)
-    book.least = 1.0
-    book.used[0, 2] = 0.01
-    book.vectors[0, 2] = book.sums[0, 2] = 1e3
+        count, total = 0.9 * used[k] + 0.1 * len(mine), 0.9 * sums[k] + 0.1 * mine.sum(0)
+        torch.testing.assert_close(only.codes[k], total / count, atol=1e-5, rtol=1e-5)
+    only.least = 1.0
+    only.count[2] = 0.01
+    only.codes[2] = only.total[2] = 1e3
     book.follow(book(x))
-    assert (flat - book.vectors[0, 2]).norm(dim=1).min() < 1e-5 and book.used[0, 2] == 1.0
+    assert (flat - only.codes[2]).norm(dim=1).min() < 1e-5 and only.count[2] == 1.0
 
 
 def test_ranks_that_see_half_a_batch_each_follow_the_mean():
@@ -117,7 +118,8 @@ def test_ranks_that_see_half_a_batch_each_follow_the_mean():
     others = iter(seen)
     one.follow(one(halves[0]), lambda t: (t + next(others)) / 2)
     two.follow(two(x), lambda t: t / 2)
-    torch.testing.assert_close(one.vectors, two.vectors)
+    for a, b in zip(one.books, two.books, strict=True):
+        torch.testing.assert_close(a.codes, b.codes)
 
 
 def test_k_means_begins_at_clusters_that_are_there():
@@ -126,8 +128,8 @@ def test_k_means_begins_at_clusters_that_are_there():
     x = (centres[torch.arange(400) % 4] + 0.1 * torch.randn(400, 2)).view(4, 100, 2)
     book = ResidualVQ(2, 8, 1)
     book.begin(x)
-    assert torch.cdist(centres, book.vectors[0]).min(1).values.max() < 0.3
-    assert set(nearest(x, book.vectors[0]).flatten().tolist()) <= set(range(8))
+    assert torch.cdist(centres, book.books[0].codes).min(1).values.max() < 0.3
+    assert set(book(x).codes.flatten().tolist()) <= set(range(8))
 
 
 # --- the codec and its judges --------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def test_a_wave_of_any_length_comes_out_as_long(samples):
 def test_the_default_is_the_size_of_the_paper():
     with torch.device("meta"):
         net = Codec()
-    assert net.hop == 320 and net.quantiser.vectors.shape == (8, 1024, 1024)
+    assert net.hop == 320 and [book.codes.shape for book in net.quantiser.books] == [(1024, 1024)] * 8
     lstm = [m for m in net.modules() if isinstance(m, torch.nn.LSTM)]
     assert [(m.hidden_size, m.num_layers, m.bidirectional) for m in lstm] == [(1024, 2, True), (1024, 2, False)]
     encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (net.encoder, net.decoder))
@@ -309,7 +311,8 @@ def test_the_distillation_reads_the_first_codebook_alone():
     said = net(x).said
     (g,) = torch.autograd.grad(d_axis(said.first, draw(2, 5, 6, seed=8)), net.encoder[-1].conv.bias)
     assert g.abs().sum() > 0
-    net.quantiser.vectors[1:] += 1.0
+    for book in net.quantiser.books[1:]:
+        book.codes += 1.0
     torch.testing.assert_close(net(x).said.first, said.first)
 
 

@@ -36,8 +36,8 @@ class Codebook(Module):
         self.cosine, self.decay, self.least = cosine, decay, least
         codebook = torch.randn(codes, dim)
         self.codes = nn.Buffer(F.normalize(codebook, dim=-1) if cosine else codebook)        # [codes, dim]
-        self.count = nn.Buffer(torch.ones(codes))                                            # running, of vectors a step
-        self.total = nn.Buffer(self.codes.clone())                                           # running, of their sums
+        self.count = nn.Buffer(torch.full((codes,), max(1.0, least)))                        # running, of vectors a step
+        self.total = nn.Buffer(self.codes * max(1.0, least))                                 # running, of their sums
 
     def forward(self, x: Tensor) -> Quantised:
         """x [..., dim]. The gradient of `value` passes to x as it is; that of `commit` reaches x alone."""
@@ -65,15 +65,15 @@ class Codebook(Module):
         x, many = self.scaled(x).flatten(0, -2), len(self.codes)
         first = drawn(x, many)
         self.codes.copy_(self.scaled(first if len(x) <= many else kmeans(x, many, rounds, first)))
-        self.total.copy_(self.codes)
-        self.count.fill_(1.0)
+        self.count.fill_(max(1.0, self.least))
+        self.total.copy_(self.codes * self.count[:, None])
 
     @torch.no_grad()
     def follow(self, x: Tensor, index: Tensor, mean: Callable[[Tensor], Tensor] = lambda t: t) -> None:
         """N ← γ·N + (1 − γ)·n, m ← γ·m + (1 − γ)·Σx, code = m / N, n vectors of sum Σx having fallen to it (eq. 6 to 8).
 
         x [..., dim], index [...] as `forward` gave it. A code to which none fell stays as it is. mean: over ranks, such as
-        `run.mean`; codes that begin anew are drawn from x, so ranks that see different vectors must keep `least=0`.
+        `run.mean`, so that all have the same codes; one that begins anew is then between a vector of each.
         """
         x, index = self.scaled(x).flatten(0, -2), index.flatten()
         n = mean(torch.bincount(index, minlength=len(self.codes)).to(x))                     # [codes]
@@ -82,11 +82,11 @@ class Codebook(Module):
         self.total.lerp_(total, 1 - self.decay)
         moved = self.scaled(self.total / self.count[:, None])
         self.codes.copy_(torch.where(n[:, None] > 0, moved, self.codes))
-        dead = (self.count < self.least).nonzero().flatten()
-        if len(dead):
-            self.codes[dead] = drawn(x, len(dead))
-            self.count[dead] = self.least
-            self.total[dead] = self.codes[dead] * self.least
+        if self.least:
+            dead, anew = (self.count < self.least)[:, None], mean(drawn(x, len(self.codes)))
+            self.codes.copy_(torch.where(dead, self.scaled(anew), self.codes))
+            self.total.copy_(torch.where(dead, self.codes * self.least, self.total))
+            self.count.clamp_(min=self.least)
 
 
 def straight_through(x: Tensor, found: Tensor) -> Tensor:
