@@ -59,7 +59,7 @@ class PromptKD(Recipe):
         x, pair, texts = whole(data, 2)[0].to(run.device), towers(teacher), per_class(texts)
         if shots is not None:
             if run.accumulate > 1:                                               # said by the second loop, after the first
-                raise Refused(f"accumulate={run.accumulate} would change this method: its projector's batch norm sees whole batches",
+                raise Refused(f"accumulate={run.accumulate} would change this method: the projector's norm sees whole batches",
                               "run it with accumulate=1, and a smaller batch if memory is short")
             tuning = PromptSRC(count=self.count_teacher, depth=self.depth, batch=self.batch, steps=self.steps_teacher)
             pair = tuning(run.part("teacher"), student=pair, data=by_label(shots)[0], texts=texts)
