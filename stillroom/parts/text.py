@@ -50,8 +50,8 @@ def sample(model: Module, prompts: Tensor, length: int, *, count: int = 1, tempe
     top_p as in `chances`. stops: ids that end a completion, by default those of the model's configuration. there: True at the
     prompts' tokens; by default all but the padding ids before the first other one.
     seeds: one for each completion [n · count], which then depends on nothing but its prompt and its seed; without them all are
-    drawn from torch's global generator. Raises `Refused` for prompts that are empty or padded on the right, and where no id is known to
-    end a text.
+    drawn from torch's global generator. Raises `Refused` for prompts that are empty or padded on the right, and where no id is
+    known to end a text.
     """
     ends, pad = special(model, stops)
     wrong = prompts[:, -1] == pad if there is None else ~there[:, -1].bool()
