@@ -50,12 +50,15 @@ def sample(model: Module, prompts: Tensor, length: int, *, count: int = 1, tempe
     top_p as in `chances`. stops: ids that end a completion, by default those of the model's configuration. there: True at the
     prompts' tokens; by default all but the padding ids before the first other one.
     seeds: one for each completion [n · count], which then depends on nothing but its prompt and its seed; without them all are
-    drawn from torch's global generator. Raises `Refused` for an empty prompt, or where no id is known to end a text.
+    drawn from torch's global generator. Raises `Refused` for prompts that are empty or padded on the right, and where no id is
+    known to end a text.
     """
     ends, pad = special(model, stops)
+    wrong = prompts[:, -1] == pad if there is None else ~there[:, -1].bool()
+    if wrong.any():
+        raise Refused(f"{int(wrong.sum())} prompts are empty, or padded on the right",
+                      "pad on the left; begin with the token that begins a text")
     there = (prompts != pad).cumsum(1) > 0 if there is None else there.bool()
-    if not there.any(1).all():
-        raise Refused(f"{int((~there.any(1)).sum())} prompts are empty", "begin each with the token that begins a text")
     if seeds is not None and len(seeds) != len(prompts) * count:
         raise Refused(f"{len(seeds)} seeds for {len(prompts)} × {count} completions", "give one for each completion")
     dice = None if seeds is None else [torch.Generator().manual_seed(int(seed)) for seed in seeds]

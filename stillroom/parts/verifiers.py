@@ -52,10 +52,10 @@ def matching(pattern: str) -> Verifier:
     return lambda said, gold: float(bool(found := list(compiled.finditer(said))) and exact(found[-1][1] or "", gold))
 
 
-def graded(decode: Callable[[Sequence[int]], str], verify: Verifier) -> Callable[[Tensor, Sequence], Tensor]:
+def graded(decode: Callable[[Sequence[int]], str], verify: Verifier) -> Callable[[Tensor, Sequence | Tensor], Tensor]:
     """A reward for answers in tokens: (answers [prompts, group, length], right answers [prompts]) → [prompts, group]. `decode`
     makes a text of a list of ids and leaves out what ends and pads: `partial(tokenizer.decode, skip_special_tokens=True)`."""
-    def reward(said: Tensor, gold: Sequence) -> Tensor:
+    def reward(said: Tensor, gold: Sequence | Tensor) -> Tensor:
         right = [str(g) for g in (gold.tolist() if isinstance(gold, Tensor) else gold)]
         grades = [[verify(decode(row), g) for row in rows] for rows, g in zip(said.tolist(), right, strict=True)]
         return torch.tensor(grades, device=said.device)

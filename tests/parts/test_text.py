@@ -152,8 +152,11 @@ def test_the_mode_of_every_module_stays():
 
 def test_empty_prompts_unknown_ends_and_wrong_seeds_are_refused():
     net = model()
-    with pytest.raises(Refused, match="1 prompts are empty"):
-        text.sample(net, torch.tensor([[PAD, PAD], [PAD, 3]]), 2)
+    for wrong in ([[PAD, PAD], [PAD, 3]], [[3, PAD], [PAD, 3]]):
+        with pytest.raises(Refused, match="1 prompts are empty, or padded on the right"):
+            text.sample(net, torch.tensor(wrong), 2)
+    with pytest.raises(Refused, match="1 prompts are empty, or padded on the right"):
+        text.sample(net, torch.tensor([[3, 4], [3, 4]]), 2, there=torch.tensor([[1, 1], [1, 0]]))
     with pytest.raises(Refused, match="2 seeds for 3 × 2"):
         text.sample(net, prompts(), 2, count=2, seeds=[1, 2])
     net.config.eos_token_id = None

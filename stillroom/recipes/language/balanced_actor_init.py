@@ -50,7 +50,7 @@ def trial(seed=0):
 def proof(actor, cast):
     """With a tenth of the pretrained network the actor answers better than without it; the distilled parent alone answers better
     still. Beside it what GRPO makes of each, at a rate high enough to show it: the reward dips less than from the distilled
-    parent, whose lengths do not collapse in this world; and the sums right in the end. That a merger ends higher is not claimed."""
+    parent, whose lengths do not collapse in this world; and the sums right in the end. That a merger ends higher is not seen."""
     also, begun = {}, {"BAI": actor, "no base": cast.without, **cast.parents}
     for who in ("BAI", "no base", "distilled", "instructed"):
         learnt = cast.learn(begun[who])
