@@ -1,7 +1,7 @@
 """Vectors as a few words each: every codebook says what those before it left over (Zeghidour et al. 2021, algorithm 1)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class ResidualVQ(Module):
 
     def __init__(self, dim: int, codes: int = 1024, quantisers: int = 8, decay: float = 0.99, least: float = 2.0):
         super().__init__()
-        self.books = nn.ModuleList(Codebook(codes, dim, decay=decay, least=least) for _ in range(quantisers))
+        self.books: Any = nn.ModuleList(Codebook(codes, dim, decay=decay, least=least) for _ in range(quantisers))
 
     def forward(self, x: Tensor, quantisers: int | None = None) -> Quantised:
         """quantisers: how many of them say something, all when left out."""
