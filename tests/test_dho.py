@@ -16,13 +16,20 @@ from stillroom.errors import Refused
 from stillroom.measure import accuracy
 from stillroom.models.small import cnn, mlp
 from stillroom.parts import losses
-from stillroom.parts.gradients import conflict
 from stillroom.parts.heads import TwoHeads, choose_mix
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.pairs import by_label, pairs
 from stillroom.parts.places import classifier
 from stillroom.recipes.classification.dho import DHO
 from stillroom.run import Run
+
+
+def conflict(first, second, params):
+    """Cosine between the gradients of two scalar losses in the same parameters: below 0 they pull against each other."""
+    shared = [p for p in params if p.requires_grad]
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)])
+            for loss in (first, second))
+    return F.cosine_similarity(a, b, dim=0)
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from stillroom import Run
 from stillroom.errors import Refused
 from stillroom.models.vit import MAE, TwoTokens, ViT, depths, normalised, patchify, positions, vit
 from stillroom.parts import views
-from stillroom.parts.losses.features import whitened_smooth_l1
-from stillroom.recipes.selfsup.g2sd import G2SD
+from stillroom.recipes.selfsup.g2sd import G2SD, whitened_smooth_l1
 
 
 def encoder(dim=16, depth=2, seed=0, **named):
@@ -289,3 +288,30 @@ def test_stochastic_depth_keeps_the_mean_and_is_off_in_eval():
     kept = net.blocks[1]._dropped(x) / x
     assert set(kept.unique().round(decimals=3).tolist()) == {0.0, 2.0} and abs(kept.mean() - 1) < 0.1
     assert net.blocks[0].drop == 0 and torch.equal(net.eval().blocks[1]._dropped(x), x)
+
+
+# --- the comparison of features ------------------------------------------------------------------------------------------
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_whitened_smooth_l1_is_the_naive_sum():
+    student, teacher = 3 * draw(2, 4, 6), 5 * draw(2, 4, 6, seed=1) + 2
+    total = 0.0
+    for s, t in zip(student.reshape(-1, 6).tolist(), teacher.reshape(-1, 6).tolist()):
+        mean = sum(t) / 6
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in t) / 6 + 1e-6)
+        for a, b in zip(s, t):
+            d = abs(a - (b - mean) / deviation)
+            total += d * d / 4 if d < 2 else d - 1
+    assert whitened_smooth_l1(student, teacher).item() == pytest.approx(total / 48, rel=1e-10)
+
+
+def test_the_scale_and_shift_of_the_teacher_do_not_matter_those_of_the_student_do():
+    student, teacher = draw(2, 3, 8), draw(2, 3, 8, seed=1)
+    loss = whitened_smooth_l1(student, teacher)
+    torch.testing.assert_close(whitened_smooth_l1(student, 7 * teacher - 3), loss, atol=1e-5, rtol=0)
+    assert abs(whitened_smooth_l1(2 * student, teacher) - loss) > 0.01
+    normal = torch.nn.functional.layer_norm(teacher, (8,), eps=1e-6)
+    assert whitened_smooth_l1(normal, teacher).item() == 0.0

@@ -7,10 +7,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from stillroom.models.small import cnn, mlp
-from stillroom.parts.gradients import reverse
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.teachers import Cached
-from stillroom.recipes.classification.meal_v2 import MEALV2, discriminator, trial
+from stillroom.recipes.classification.meal_v2 import MEALV2, discriminator, reverse, trial
 from stillroom.run import Run
 from stillroom.store import write
 

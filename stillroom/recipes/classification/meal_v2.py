@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Module
 from torch.utils.data import Dataset
 
@@ -23,7 +23,6 @@ from stillroom.arenas.ensemble import ensemble
 from stillroom.batches import ids, tagged, whole
 from stillroom.measure import Proof
 from stillroom.parts import optim, views
-from stillroom.parts.gradients import reverse
 from stillroom.parts.schedules import steps
 from stillroom.parts.teachers import Frozen
 from stillroom.recipe import Recipe
@@ -61,6 +60,12 @@ class MEALV2(Recipe):
             run.log(told_apart=(told.argmax(-1) == who).float().mean())
 
         return student
+
+
+def reverse(x: Tensor, scale: float = 1.0) -> Tensor:
+    """`x` itself, whose gradient is turned around and multiplied by `scale` (Ganin & Lempitsky 2015, eq. 10 and 11); any shape.
+    What learns after it descends a loss that what learns before it climbs."""
+    return (1 + scale) * x.detach() - scale * x
 
 
 def discriminator(classes: int, narrow: int = 8, relu: bool = False) -> nn.Sequential:

@@ -26,7 +26,6 @@ from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.models.vit import MAE, TwoTokens, depths
 from stillroom.parts import optim, views
-from stillroom.parts.losses.features import whitened_smooth_l1
 from stillroom.parts.schedules import cosine
 from stillroom.parts.teachers import Frozen
 from stillroom.recipe import Recipe
@@ -90,6 +89,12 @@ class G2SD(Recipe):
         if not isinstance(net, MAE):
             raise Refused(f"{type(net).__name__} is no masked autoencoder", "give stillroom.models.vit.MAE(ViT(…))")
         return net
+
+
+def whitened_smooth_l1(student: Tensor, teacher: Tensor, beta: float = 2.0) -> Tensor:
+    """Smooth L1 to the teacher's tokens, each normalised to mean 0 and variance 1 without scale and shift, ε = 1e-6; mean over
+    all elements (sec. 3.2). [batch, tokens, dim]; d²/2β where |d| < β, |d| − β/2 elsewhere."""
+    return F.smooth_l1_loss(student, F.layer_norm(teacher, teacher.shape[-1:], eps=1e-6), beta=beta)
 
 
 def trial(seed=0):

@@ -1,4 +1,4 @@
-"""Comparisons of features and of views: the naive sums, the authors' numbers, limits and gradients."""
+"""Comparisons of views: the naive sums, the authors' numbers, limits and gradients."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stillroom.parts.losses.contrast import cross_view
-from stillroom.parts.losses.features import whitened_smooth_l1
 
 
 def draw(*shape, seed=0):
@@ -15,29 +14,6 @@ def draw(*shape, seed=0):
 
 def wave(*shape, start=0.0):
     return torch.sin(start + 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)).view(*shape)
-
-
-# --- features --------------------------------------------------------------------------------------------------------
-
-def test_whitened_smooth_l1_is_the_naive_sum():
-    student, teacher = 3 * draw(2, 4, 6), 5 * draw(2, 4, 6, seed=1) + 2
-    total = 0.0
-    for s, t in zip(student.reshape(-1, 6).tolist(), teacher.reshape(-1, 6).tolist()):
-        mean = sum(t) / 6
-        deviation = math.sqrt(sum((v - mean) ** 2 for v in t) / 6 + 1e-6)
-        for a, b in zip(s, t):
-            d = abs(a - (b - mean) / deviation)
-            total += d * d / 4 if d < 2 else d - 1
-    assert whitened_smooth_l1(student, teacher).item() == pytest.approx(total / 48, rel=1e-10)
-
-
-def test_the_scale_and_shift_of_the_teacher_do_not_matter_those_of_the_student_do():
-    student, teacher = draw(2, 3, 8), draw(2, 3, 8, seed=1)
-    loss = whitened_smooth_l1(student, teacher)
-    torch.testing.assert_close(whitened_smooth_l1(student, 7 * teacher - 3), loss, atol=1e-5, rtol=0)
-    assert abs(whitened_smooth_l1(2 * student, teacher) - loss) > 0.01
-    normal = torch.nn.functional.layer_norm(teacher, (8,), eps=1e-6)
-    assert whitened_smooth_l1(normal, teacher).item() == 0.0
 
 
 # --- views -----------------------------------------------------------------------------------------------------------
