@@ -24,8 +24,8 @@ HORIZON = 60       # steps of an episode, three seconds
 OURS = DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.01, line=0.1, memory=150_000, lr=1e-3, steps_critic=60,
                     steps_elite=10)
 METHODS = {"DCG-MAP-Elites": OURS, "PGA-MAP-Elites": replace(OURS, bred=20, gradient=20, active=0, conditioned=False),
-           "MAP-Elites": replace(OURS, bred=40, gradient=0, active=0),
-           "MAP-Elites, wide": replace(OURS, bred=40, gradient=0, active=0, iso=0.1, line=1.0)}
+           "MAP-Elites": replace(OURS, bred=40, gradient=0, active=0)}
+METHODS |= {f"{name}, wide": replace(method, iso=0.1, line=1.0) for name, method in METHODS.items()}
 
 
 def body():
@@ -60,7 +60,7 @@ def main() -> None:
             archive, actor = replace(method, steps=given.steps)(Run(seed=seed, device="cpu"), **actors)
             spent = time.process_time() - began
             fitness, error = reproduced(actor, archive, actors["task"])
-            print(f"seed {seed}  {name:16} QD score {qd_score(archive):6.0f}  coverage {coverage(archive):4.1f} %  "
+            print(f"seed {seed}  {name:20} QD score {qd_score(archive):6.0f}  coverage {coverage(archive):4.1f} %  "
                   f"best {best(archive):5.1f}  the actor alone: QD score {fitness.sum():6.0f}, {error.mean():.3f} from what was "
                   f"asked  {spent:.0f} CPU-s", flush=True)
 

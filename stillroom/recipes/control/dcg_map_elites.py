@@ -111,7 +111,7 @@ def trial(seed=0):
 
 
 def proof(made, cast):
-    """One policy, asked for every behaviour of its archive, shows them; archives alone are worth as much without gradients here."""
+    """One policy, asked for every behaviour of its archive, shows most of them; the archive alone needs no gradient here."""
     (archive, actor), bred = made, cast.other(bred=40, gradient=0, active=0)[0]
     pga, greedy = cast.other(bred=20, gradient=20, active=0, conditioned=False)
     return Proof(cast.one(actor, archive), beats=cast.one(greedy, pga), unit="QD score of one policy, % of the possible",
