@@ -3,7 +3,7 @@
 The descriptor of an episode is the share of its time that each foot touches the ground, the fitness its reward and 1 a step.
 DCG-MAP-Elites beside PGA-MAP-Elites and MAP-Elites after as many episodes, those of its actor included:
 
-    python benchmarks/map_elites.py [--seeds 0 1] [--steps 60]
+    python benchmarks/map_elites.py [--seeds 0 1] [--steps 50] [--methods …]
 
 """
 
@@ -25,6 +25,7 @@ OURS = DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.01, line=0.1
                     steps_elite=10)
 METHODS = {"DCG-MAP-Elites": OURS, "PGA-MAP-Elites": replace(OURS, bred=20, gradient=20, active=0, conditioned=False),
            "MAP-Elites": replace(OURS, bred=40, gradient=0, active=0)}
+METHODS |= {f"{name}, wide": replace(method, iso=0.1, line=1.0) for name, method in METHODS.items()}
 
 
 def body():
@@ -50,15 +51,16 @@ def cast(seed: int) -> dict:
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    ask.add_argument("--steps", type=int, default=60)
+    ask.add_argument("--steps", type=int, default=50)
+    ask.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     given = ask.parse_args()
     for seed in given.seeds:
-        for name, method in METHODS.items():
+        for name, method in ((name, METHODS[name]) for name in given.methods):
             actors, began = cast(seed), time.process_time()
             archive, actor = replace(method, steps=given.steps)(Run(seed=seed, device="cpu"), **actors)
             spent = time.process_time() - began
             fitness, error = reproduced(actor, archive, actors["task"])
-            print(f"seed {seed}  {name:15} QD score {qd_score(archive):6.0f}  coverage {coverage(archive):4.1f} %  "
+            print(f"seed {seed}  {name:20} QD score {qd_score(archive):6.0f}  coverage {coverage(archive):4.1f} %  "
                   f"best {best(archive):5.1f}  the actor alone: QD score {fitness.sum():6.0f}, {error.mean():.3f} from what was "
                   f"asked  {spent:.0f} CPU-s", flush=True)
 

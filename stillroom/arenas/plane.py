@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stillroom.arenas.cast import Cast, variant
-from stillroom.measure.quality_diversity import best, coverage, qd_score, reproduced
+from stillroom.measure.quality_diversity import best, coverage, qd_score, reproduced, shown
 from stillroom.models.policies import Critics, Steering
 from stillroom.parts.archive import Archive
 from stillroom.parts.episodes import Act, Episodes
@@ -53,13 +53,13 @@ def plane(seed: int = 0) -> Cast:
     coverage(archive)       cells that are filled, in percent
     best(archive)           largest fitness, of HORIZON
     error(actor, archive)   mean distance of where the actor ends from where it was asked to, descriptors in [0, 1]
-    again(actor, archive)   QD score of the actor, asked for every elite's descriptor
+    one(actor, archive)     QD score of the cells that the actor reaches, asked for every elite's descriptor
     other(**fields)         what the recipe's trial makes with these fields changed
     """
     torch.manual_seed(5000 + seed)
     actors = {"task": Plane(), "policy": Steering(4, 2, 32), "actor": Steering(6, 2, 64), "critic": Critics(8, 64)}
     return Cast(actors, data="a point on a plane", real=False, coverage=coverage, best=best, score=_score,
-                error=_error, again=_again, other=partial(variant, "dcg_map_elites", seed))
+                error=_error, one=_one, other=partial(variant, "dcg_map_elites", seed))
 
 
 def _score(archive: Archive) -> float:
@@ -70,5 +70,5 @@ def _error(actor: Steering, archive: Archive) -> float:
     return reproduced(actor, archive, Plane())[1].mean().item()
 
 
-def _again(actor: Steering, archive: Archive) -> float:
-    return 100 * reproduced(actor, archive, Plane())[0].sum().item() / len(archive.fitness) / HORIZON
+def _one(actor: Steering, archive: Archive) -> float:
+    return _score(shown(actor, archive, Plane()))

@@ -34,3 +34,14 @@ def reproduced(actor: Module, archive: Archive, task: Task, seed: int = 0) -> tu
         torch.manual_seed(seed)
         played = task.play(partial(told, actor, wanted), len(wanted))
     return played.fitness, (played.descriptor - wanted.cpu()).norm(dim=1)
+
+
+@torch.no_grad()
+def shown(actor: Module, archive: Archive, task: Task) -> Archive:
+    """An archive of the same cells, filled by what one policy does when it is asked for the descriptor of every elite: a cell
+    counts if it was reached, whatever was asked. Its elites are empty."""
+    wanted = archive.descriptor[archive.filled]
+    played = task.play(partial(told, actor, wanted), len(wanted))
+    found = Archive(archive.centres.clone(), 0)
+    found.add(wanted[:, :0], played.fitness.to(wanted), played.descriptor.to(wanted))
+    return found

