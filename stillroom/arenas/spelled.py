@@ -72,11 +72,10 @@ def words(length: int = 26) -> Tensor | None:
 
 
 def _letters(length: int = 26, dim: int = 48) -> Tensor:
-    """In the place of a text encoder: of each letter a vector by a formula, and a vector of the word beside it."""
-    dice = torch.Generator().manual_seed(0)
-    letter, word = torch.randn(27, dim, generator=dice), torch.randn(len(spoken.WORDS), length, dim, generator=dice)
-    rows = [[ord(c) - 96 for c in text] + [0] * (length - len(text)) for text in spoken.WORDS]
-    return letter[torch.tensor(rows)] + 0.5 * word
+    """In the place of a text encoder: a vector of each letter by a formula, and all letters of a word as long."""
+    vector = torch.randn(26, dim, generator=torch.Generator().manual_seed(0))
+    rows = [[ord(text[n * len(text) // length]) - ord("a") for n in range(length)] for text in spoken.WORDS]
+    return vector[torch.tensor(rows)]
 
 
 @lru_cache(maxsize=4)

@@ -98,11 +98,12 @@ def _drawn() -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.tensor([(a, b) for a in range(5) for b in range(5) if a != b])[::2][:10]
     time, n = torch.arange(LENGTH) / RATE, len(digit)
     lasts = 0.25 + 0.2 * torch.rand(n, 1, generator=dice)                                      # seconds
-    way = ((time / lasts - 0.3) / 0.4).clamp(0, 1)                                             # [clips, samples], 0 to 1
-    long = 0.85 + 0.06 * voice[:, None] + 0.03 * torch.randn(n, 1, generator=dice)             # of the voice's tract
+    turn = 0.2 + 0.3 * torch.rand(n, 1, generator=dice)
+    way = ((time / lasts - turn) / 0.4).clamp(0, 1)                                            # [clips, samples], 0 to 1
+    long = 0.85 + 0.06 * voice[:, None] + 0.06 * torch.randn(n, 1, generator=dice)             # of the voice's tract
     first, second = (long * torch.lerp(vowels[pairs[digit, 0], k, None], vowels[pairs[digit, 1], k, None], way) for k in (0, 1))
     pitch = (90 + 22 * voice[:, None]) * (1 + 0.05 * torch.randn(n, 1, generator=dice)) * (1 - 0.2 * time / lasts)
-    phase, x = 2 * math.pi * pitch.cumsum(1) / RATE, 0.02 * torch.randn(n, LENGTH, generator=dice)
+    phase, x = 2 * math.pi * pitch.cumsum(1) / RATE, 0.3 * torch.randn(n, LENGTH, generator=dice)
     for k in range(1, 17):
         loud = torch.exp(-(((k * pitch - first) / 120) ** 2)) + 0.5 * torch.exp(-(((k * pitch - second) / 180) ** 2))
         x += loud * torch.sin(k * phase) * (time < lasts)

@@ -102,8 +102,8 @@ def d_axis(said: Tensor, taught: Tensor) -> Tensor:
 
 
 def trial(seed=0):
-    """Spoken digits through a codec of 50 frames a second and four codebooks of 32 vectors; the teachers are a small HuBERT and a
-    sentence encoder that reads the word. Settings chosen on the validation takes."""
+    """Spoken digits through a codec of 50 frames a second and four codebooks of 32 vectors; the teachers are a small HuBERT that
+    knows the digits and a sentence encoder that reads the word. Settings chosen on the validation takes."""
     return DMCodec(rate=8000, window=512, hop=120, bands=40, wave=3.0, mel=(4.0,), lr=1.2e-2, batch=4, steps=160), spelled(seed)
 
 

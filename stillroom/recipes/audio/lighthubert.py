@@ -104,7 +104,7 @@ def error(said: Tensor, seen: Tensor, masked: Tensor) -> Tensor:
 
 
 def trial(seed=0):
-    """Spoken digits, no label; the supernet reads the wave as its teacher does. Settings chosen on the validation takes."""
+    """Spoken digits without labels; the teacher, which knows them, lends its convolutions. Settings by the validation takes."""
     return LightHuBERT(dims=(8, 16, 32), heads=(2, 4), ratios=(2.0, 3.0), depths=(2,), layers=1, mask=0.3, span=1, lr=8e-3,
                        batch=16, steps_whole=20, steps=260), spoken(seed)
 
