@@ -15,9 +15,9 @@ from stillroom.measure.segmentation import confusion, iou_by_class, mean_iou, pi
 from stillroom.models.segmenter import ConvEncoder, Segmenter, segmenter
 from stillroom.parts import losses
 from stillroom.parts.losses.logits import UNLABELLED
-from stillroom.parts.masks import MapAttention, MaskBank, masked_mean, overlap
+from stillroom.parts.masks import Level, MapAttention, MaskBank, masked_mean, overlap
 from stillroom.parts.taps import Tap
-from stillroom.recipes.dense.acam_kd import ACAMKD, Level, maps
+from stillroom.recipes.dense.acam_kd import ACAMKD, maps
 from stillroom.run import Run
 
 

@@ -65,3 +65,30 @@ def overlap(masks: Tensor) -> Tensor:
         return masks.sum() * 0
     own = masks.square().sum((1, 2))
     return ((masks.sum(1).square().sum(1) - own) / ((masks.shape[1] - 1) * own)).mean()
+
+
+class Level(Module):
+    """One layer of the student beside one of the teacher: adapter, attention between them, masks.
+
+    sees     what masks follow from: "both", "reversed" (the student asks), the "teacher" alone, "nothing": one half everywhere
+    square   masks lie inside the square
+    """
+
+    def __init__(self, width: int, width_teacher: int, masks: int, keys: int):
+        super().__init__()
+        self.align = nn.Conv2d(width, width_teacher, 1) if width != width_teacher else nn.Identity()
+        self.fuse, self.bank = MapAttention(width_teacher, keys), MaskBank(masks, width_teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor, sees: str, square: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss over channels, loss over positions, overlap of the masks: scalars; maps [batch, channels, height, width]."""
+        student = F.interpolate(self.align(student), size=teacher.shape[-2:], mode="bilinear")
+        error = (teacher - student).float().square().flatten(2)                  # [batch, channels, positions]
+        channels, places = self.seen(student, teacher, sees)
+        return (masked_mean(error.mean(2), channels, square), masked_mean(error.mean(1), places, square),
+                overlap(channels) + overlap(places))
+
+    def seen(self, student: Tensor, teacher: Tensor, sees: str) -> tuple[Tensor, Tensor]:
+        """Masks of channels and positions."""
+        if sees in ("teacher", "nothing"):
+            return self.bank(teacher if sees == "teacher" else torch.zeros_like(teacher))      # of zeros: one half everywhere
+        return self.bank(self.fuse(*((student, teacher) if sees == "reversed" else (teacher, student))))

@@ -6,6 +6,7 @@ Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
     reads     feature maps of named layers, or the logit map
     adapter   1×1 convolution to the teacher's width; the teacher's map looks at the student's by attention
     compares  squared difference of the maps under M masks of channels and M of positions, over their mass
+    views     one, shared
     data      images with masks; pixels without a class, and images without any, learn from the teacher alone
     weights   masks, which follow from both maps; their overlap is a loss, so that they stay different
     learns    student weights; adapters, attention and selectors of masks, which are dropped
@@ -14,7 +15,6 @@ Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import Module
 from torch.utils.data import Dataset
@@ -25,7 +25,7 @@ from stillroom.measure import Proof
 from stillroom.measure.cost import resting
 from stillroom.models.segmenter import enlarged
 from stillroom.parts import losses, optim
-from stillroom.parts.masks import MapAttention, MaskBank, masked_mean, overlap
+from stillroom.parts.masks import Level
 from stillroom.parts.schedules import linear
 from stillroom.parts.taps import Tap
 from stillroom.parts.teachers import Frozen
@@ -73,29 +73,6 @@ class ACAMKD(Recipe):
                        places=self.alpha * places, overlap=self.diversity * overlaps)
 
         return student
-
-
-class Level(Module):
-    """One layer of the student beside one of the teacher: adapter, attention between them, masks."""
-
-    def __init__(self, width: int, width_teacher: int, masks: int, keys: int):
-        super().__init__()
-        self.align = nn.Conv2d(width, width_teacher, 1) if width != width_teacher else nn.Identity()
-        self.fuse, self.bank = MapAttention(width_teacher, keys), MaskBank(masks, width_teacher)
-
-    def forward(self, student: Tensor, teacher: Tensor, sees: str, square: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss over channels, loss over positions, overlap of the masks; maps [batch, channels, height, width]."""
-        student = enlarged(self.align(student), teacher)
-        error = (teacher - student).float().square().flatten(2)                  # [batch, channels, positions]
-        channels, places = self.seen(student, teacher, sees)
-        return (masked_mean(error.mean(2), channels, square), masked_mean(error.mean(1), places, square),
-                overlap(channels) + overlap(places))
-
-    def seen(self, student: Tensor, teacher: Tensor, sees: str) -> tuple[Tensor, Tensor]:
-        """Masks of channels and positions."""
-        if sees in ("teacher", "nothing"):
-            return self.bank(teacher if sees == "teacher" else torch.zeros_like(teacher))      # of zeros: one half everywhere
-        return self.bank(self.fuse(*((student, teacher) if sees == "reversed" else (teacher, student))))
 
 
 def maps(model: Module, names: tuple[str, ...], x: Tensor) -> tuple[Tensor, list[Tensor]]:
