@@ -15,7 +15,7 @@ DCG-MAP-Elites beside PGA-MAP-Elites and MAP-Elites after as many episodes, 2,00
 | PGA-MAP-Elites, wide | 3711 | 4201 | 100, 98 | 0.66, 0.65 | 36 |
 | MAP-Elites, wide | 3904 | 3755 | 97, 100 | | 23 |
 
-Each with its better variation: 4378, 3956, 3830, mean of two seeds. No setting but the variation was tried, on no other seed. 3,000
+Each with its better variation: 4378, 3956, 3830, mean of two seeds. No other setting was tried, on no other seed. 3,000
 updates of the critic do not teach one policy the whole archive; the paper makes 12 million.
 """
 
