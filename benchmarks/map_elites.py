@@ -1,10 +1,22 @@
 """A real body: HalfCheetah-v5 of gymnasium learns to run on its back foot, its front foot, both or none.
 
 The descriptor of an episode is the share of its time that each foot touches the ground, the fitness its reward and 1 a step.
-DCG-MAP-Elites beside PGA-MAP-Elites and MAP-Elites after as many episodes, those of its actor included:
+DCG-MAP-Elites beside PGA-MAP-Elites and MAP-Elites after as many episodes, 2,000, those of its actor included; variation with
+σ₁ = 0.01 and σ₂ = 0.1, and ten times as wide:
 
     python benchmarks/map_elites.py [--seeds 0 1] [--steps 50] [--methods …]
 
+| | QD score, seed 0 | seed 1 | cells filled, % | one policy's distance from what was asked | CPU-s |
+|---|---|---|---|---|---|
+| DCG-MAP-Elites | 3980 | 4775 | 84, 95 | 0.30, 0.51 | 41 |
+| PGA-MAP-Elites | 2978 | 2607 | 72, 73 | 0.52, 0.50 | 40 |
+| MAP-Elites | 62 | 124 | 2, 3 | | 24 |
+| DCG-MAP-Elites, wide | 3921 | 4067 | 100, 100 | 0.48, 0.51 | 35 |
+| PGA-MAP-Elites, wide | 3711 | 4201 | 100, 98 | 0.66, 0.65 | 36 |
+| MAP-Elites, wide | 3904 | 3755 | 97, 100 | | 23 |
+
+Each with its better variation: 4378, 3956, 3830, mean of two seeds. No other setting was tried, on no other seed. 3,000
+updates of the critic do not teach one policy the whole archive; the paper makes 12 million.
 """
 
 import argparse
