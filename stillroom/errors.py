@@ -18,3 +18,10 @@ def nearest(word: str, known) -> str:
 
     found = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {found[0]!r}?" if found else f"known: {', '.join(sorted(known))}"
+
+
+def one_of(known, word: str):
+    """What `word` stands for among the `known`, by name. Raises `Refused` with the nearest name."""
+    if word not in known:
+        raise Refused(f"{word!r} is none of {', '.join(known)}", nearest(word, known))
+    return known[word]

@@ -17,7 +17,7 @@ from torch.nn import Module
 from torch.utils.data import Dataset
 
 from stillroom import arenas
-from stillroom.errors import Refused, nearest
+from stillroom.errors import one_of
 from stillroom.measure import Proof
 from stillroom.parts import optim
 from stillroom.parts.losses.logits import js, soft_cross_entropy, symmetric_kl
@@ -63,12 +63,6 @@ class SSLD(Recipe):
             run.update(opt, distance=distance(student(x), teacher(x)))
 
         return student
-
-
-def one_of(known: dict, word: str):
-    if word not in known:
-        raise Refused(f"{word!r} is none of {', '.join(known)}", nearest(word, known))
-    return known[word]
 
 
 def trial(seed=0):

@@ -20,7 +20,7 @@ from torch.nn import Module
 from torch.utils.data import Dataset
 
 from stillroom.arenas.sums import sums
-from stillroom.errors import Refused, nearest
+from stillroom.errors import one_of
 from stillroom.measure import Proof
 from stillroom.parts import grpo, optim, text
 from stillroom.parts.teachers import Frozen
@@ -90,12 +90,6 @@ class KDRL(Recipe):
 def closeness(logp: Tensor, taught: Tensor, mask: Tensor) -> Tensor:
     """Mean of R over the tokens of each completion, [rows]."""
     return ((taught - logp) * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def one_of(known: dict, word: str):
-    if word not in known:
-        raise Refused(f"{word!r} is none of {', '.join(known)}", nearest(word, known))
-    return known[word]
 
 
 def trial(seed=0):
