@@ -138,7 +138,7 @@ def _number(*words: Any) -> int:
 def judges(job: Job) -> dict[str, Callable[[dict[str, Any]], float]]:
     """What `--watch` names, as functions of the kept things. Raises `Refused` when there is nothing to judge by."""
     names = job.settings.options["watch"]
-    if names and not _labels(job.valid):
+    if names and not labelled(job.valid):
         raise Refused(f"--watch needs a validation split with labels; {job.words} has none", "leave --watch out")
     known = {"accuracy": accuracy, "loss": loss}
     return {name: partial(_watched, known[name], by_label(job.valid)[0]) for name in names}
@@ -148,7 +148,7 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
     return judge(learner(things), data)
 
 
-def _labels(data: Any) -> int:
+def labelled(data: Any) -> int:
     """How many samples have a label; none of bare images has one."""
     bare = data is None or isinstance(data, Tensor) or not len(data)
     return 0 if bare else len(by_label(data)[0])
@@ -169,7 +169,7 @@ def loss(model: Module, data: Any) -> float:
 
 def classifies(made: Any, data: Any) -> bool:
     """Whether what was made gives one logit a class for samples of this data set, and the data set has labels."""
-    if not isinstance(made, Module) or not _labels(data) or _labels(data) < len(data):
+    if not isinstance(made, Module) or not labelled(data) or labelled(data) < len(data):
         return False
     if isinstance(made, Cached):
         return True

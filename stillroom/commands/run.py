@@ -119,5 +119,5 @@ def finish(ready: "Job", folder: Path, quiet: bool, proof: bool) -> None:
         return
     print(f"{job.say(said['result'])}\n{folder}: {said['seconds']['all']:.0f} s")
     print(f"its page: {report.page(folder)}")
-    if (folder / "student.json").exists():
+    if (folder / "student.json").exists() and job.labelled(ready.test):      # what both commands can judge
         print(f"next: stillroom measure {folder}   ·   stillroom export {folder} --onnx")
