@@ -23,10 +23,11 @@ from torch.utils.data import Subset
 
 from stillroom import ranks, recipe, saved, settings, status, zoo
 from stillroom.arenas import Cast
-from stillroom.batches import to_device, whole
+from stillroom.batches import targets, to_device, whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof, accuracy, answers
 from stillroom.measure.cost import placed, resting, samples
+from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.pairs import by_label
 from stillroom.parts.teachers import Cached
 from stillroom.recipe import Recipe
@@ -149,9 +150,14 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
 
 
 def labelled(data: Any) -> int:
-    """How many samples have a label; none of bare images has one."""
-    bare = data is None or isinstance(data, Tensor) or not len(data)
-    return 0 if bare else len(by_label(data)[0])
+    """How many samples have a class; 0 of bare images, or where samples have something else than one class each."""
+    if data is None or isinstance(data, Tensor) or not len(data):
+        return 0
+    try:
+        y = targets(data)
+    except (TypeError, ValueError, RuntimeError):
+        return 0
+    return int((y != UNLABELLED).sum()) if y.ndim == 1 else 0
 
 
 def learner(things: Mapping[str, Any]) -> Module:

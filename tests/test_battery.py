@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stillroom import recipe
+from stillroom import job, recipe, settings
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
 from stillroom.run import Run
@@ -143,6 +143,12 @@ def test_its_proof_was_measured_over_three_seeds(name):
     file = Path(__file__).parents[1] / "proofs" / f"{name}.json"
     assert file.exists(), f"run: stillroom prove {name} --seeds 3"
     assert len(json.loads(file.read_text())["seeds"]) >= 3
+
+
+@every
+def test_the_command_knows_what_to_do_with_its_trial(name):
+    ready = job.prepare(settings.defaults(name))
+    assert ready.cast is not None and ready.words and job.labelled(ready.test) <= (0 if ready.test is None else len(ready.test))
 
 
 # --- the trial -------------------------------------------------------------------------------------------------------

@@ -195,4 +195,4 @@ def test_links_near_test_links_and_whole_nodes_are_forgotten_as_well(where):
     ground = unlearning(0, where)
     made = D2DGN(alpha=0.9, steps=60)(Run(), **ground.actors)
     assert ground.forgotten(made) > ground.forgotten(ground.original()) + 10, ground.forgotten(made)
-    assert ground.test(made) > ground.test(ground.original()) - 8, ground.test(made)
+    assert ground.held(made) > ground.held(ground.original()) - 8, ground.held(made)

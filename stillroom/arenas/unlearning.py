@@ -28,7 +28,7 @@ def unlearning(seed: int = 0, where: Literal["anywhere", "near", "nodes"] = "any
 
     where    a twentieth of the links drawn "anywhere", or "near", within two steps of a test link; or a fiftieth of the "nodes"
     original(), retrained()    the teacher; one trained as it was on what stays
-    test(net)         area in percent: test links above pairs without one
+    held(net)         area in percent: test links above pairs without one
     forgotten(net)    area in percent: links that stay above those that go
     both(net)         the mean of the two
     membership(net)   success of an attack on the links that go, the original's over its own
@@ -38,9 +38,9 @@ def unlearning(seed: int = 0, where: Literal["anywhere", "near", "nodes"] = "any
     ground = _ground(seed, where)
     actors = {"student": _fresh(seed + 1000), "teacher": copy.deepcopy(_trained(seed, where, False)),
               "destroyer": _fresh(seed + 2000), "data": ground.graph, "deleted": ground.deleted}
-    test, forgotten = partial(_test, seed, where), partial(_forgotten, seed, where)
-    return Cast(actors, data=ground.name, real=ground.real, ground=ground, test=test, forgotten=forgotten,
-                both=lambda net: (test(net) + forgotten(net)) / 2, original=lambda: _trained(seed, where, False),
+    held, forgotten = partial(_held, seed, where), partial(_forgotten, seed, where)
+    return Cast(actors, data=ground.name, real=ground.real, ground=ground, held=held, forgotten=forgotten,
+                both=lambda net: (held(net) + forgotten(net)) / 2, original=lambda: _trained(seed, where, False),
                 retrained=lambda: _trained(seed, where, True), membership=partial(_membership, seed, where),
                 distance=partial(_distance, seed, where), other=partial(variant, "d2dgn", seed))
 
@@ -106,7 +106,7 @@ def _scores(seed: int, where: str, net: Module, *pairs: Tensor) -> list[Tensor]:
     return [score(z, some) for some in pairs]
 
 
-def _test(seed: int, where: str, net: Module) -> float:
+def _held(seed: int, where: str, net: Module) -> float:
     ground = _ground(seed, where)
     return auc(*_scores(seed, where, net, ground.test, ground.apart))
 

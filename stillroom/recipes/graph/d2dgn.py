@@ -111,9 +111,9 @@ def proof(student, cast):
     than a network trained anew without these. Beyond what such a one forgets, it suppresses: their scores lie apart."""
     original, retrained, by_features = cast.original(), cast.retrained(), cast.other(compares="features")
     return Proof(cast.both(student), beats=cast.both(retrained), unit="area, %", baseline="trained anew without them",
-                 also={"test links": cast.test(student), "forgotten links": cast.forgotten(student),
-                       "test links, trained anew": cast.test(retrained), "forgotten, trained anew": cast.forgotten(retrained),
-                       "test links, original": cast.test(original), "forgotten, original": cast.forgotten(original),
-                       "test links, by features": cast.test(by_features), "forgotten, by features": cast.forgotten(by_features),
+                 also={"test links": cast.held(student), "forgotten links": cast.forgotten(student),
+                       "test links, trained anew": cast.held(retrained), "forgotten, trained anew": cast.forgotten(retrained),
+                       "test links, original": cast.held(original), "forgotten, original": cast.forgotten(original),
+                       "test links, by features": cast.held(by_features), "forgotten, by features": cast.forgotten(by_features),
                        "membership ratio": cast.membership(student), "membership ratio, trained anew": cast.membership(retrained),
                        "distance to trained anew": cast.distance(student), "of the original": cast.distance(original)})
