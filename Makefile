@@ -8,15 +8,18 @@ export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types fast proofs docs lock clean
+.PHONY: demo test long lint types fast proofs docs lock clean
 
 demo: .venv/ready  ## train the teacher, compare five ways over three seeds, write the report, export the winner
 	$(BIN)/stillroom compare kd nkd_uskd dho:lr=0.01 ssld --seeds 3 --budget 600 --out demo
 	$(BIN)/stillroom export demo/winner --onnx
 	@echo "The report: demo/report.html"
 
-test: .venv/dev lint types  ## lint, types and every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: .venv/dev lint types  ## lint, types and every test but the proofs that take longest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+long: .venv/dev  ## the proofs and tests that take more than twenty seconds each
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 fast: .venv/dev  ## the tests that need no whole trial
 	$(BIN)/python -m pytest -n 2 -m "not slow"

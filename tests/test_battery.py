@@ -14,13 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stillroom import job, recipe, settings
+from stillroom import job, recipe, settings, status
 from stillroom.errors import Refused
 from stillroom.parts.optim import Optimiser
 from stillroom.run import Run
 
 NAMES = recipe.names()
 every = pytest.mark.parametrize("name", NAMES)
+
+
+def cost(name):
+    """CPU seconds of its proof with one seed, as they were measured."""
+    return min((s["cpu_seconds"] for s in status.proof(name).get("seeds", [])), default=0)
 
 
 class Stop(Exception):
@@ -154,14 +159,14 @@ def test_the_command_knows_what_to_do_with_its_trial(name):
 # --- the trial -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (cost(name) > 20)) for name in NAMES])
 def test_the_proof_holds_after_the_trial_and_fails_after_one_step(name):
     proof = recipe.module(name).proof
     _, cast = stage(name)
     claim = proof(play(name, Run(), steps=1), cast)
     assert not claim.holds, f"a claim that one step fulfils is empty: {claim}"
     claim = proof(play(name, Run()), cast)
-    measured = json.loads((Path(__file__).parents[1] / "proofs" / f"{name}.json").read_text())
+    measured = status.proof(name)
     better = 1 if measured["better"] == "higher" else -1
     won = {s["seed"]: better * (s["ours"] - s["beats"]) > 0 for s in measured["seeds"]}
     assert claim.holds or not won[0], f"the proof was measured to hold: {claim}"

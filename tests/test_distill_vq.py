@@ -309,6 +309,7 @@ def test_k_means_is_as_good_as_that_of_faiss():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_distils_a_real_sentence_encoder():
     """all-MiniLM-L6-v2 on Cranfield, 384 numbers in 8 bytes: 66.4 → 70.5 and 62.9 → 68.1 on seeds 0 and 1."""
     shared_data()

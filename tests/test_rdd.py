@@ -319,7 +319,7 @@ def test_the_world_is_minigrids_own_seen_as_a_standpoint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_novelty_sees_more_of_the_world_than_ppo_alone_or_chance_in_as_many_frames(seed):
     _, cast = rdd.trial(seed)
     ours, alone, chance = (cast.learn(replace(rdd.SMALL, **other)) for other in ({}, {"novelty": 0.0}, {"lr": 0.0}))

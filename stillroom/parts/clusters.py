@@ -10,8 +10,10 @@ CHUNK = 65_536     # points compared at a time
 
 def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distance to the nearest centre, and its number. x [..., points, dim], centres [..., count, dim] → [..., points]."""
-    found = []
+    found, exact = [], torch.promote_types(torch.promote_types(x.dtype, centres.dtype), torch.float32)
+    centres = centres.to(exact)
     for part in x.split(CHUNK, -2):
+        part = part.to(exact)
         with torch.autocast(x.device.type, enabled=False):                               # rounded, many would be equally near
             close = part @ centres.mT - centres.square().sum(-1)[..., None, :] / 2       # ‖x‖² is the same for all centres
         best, own = close.max(-1)
