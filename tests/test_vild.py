@@ -10,7 +10,7 @@ from torch import nn
 from stillroom import _compat
 from stillroom.errors import Refused
 from stillroom.measure.detection import Boxes
-from stillroom.parts.boxes import crops, roi_align, widened
+from stillroom.parts.boxes import crops, pasted, projected, roi_align, widened
 from stillroom.parts.regions import apart, crop_embeddings, ensemble, name_embeddings, sampled
 
 pytestmark = pytest.mark.skipif(_compat.find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -100,15 +100,15 @@ def test_regions_are_drawn_with_their_class_and_their_box():
     boxes, labels = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]]), torch.tensor([4, 2])
     proposals = torch.tensor([[0.0, 0, 10, 8], [31, 30, 40, 40], [60, 60, 70, 70], [0, 0, 10, 4.5], [50, 0, 60, 9]])
     torch.manual_seed(0)
-    regions, classes, goals = sampled(proposals, boxes, labels, 7, 1.0)
-    found = {tuple(r.tolist()): (c.item(), tuple(g.tolist())) for r, c, g in zip(regions, classes, goals, strict=True)}
-    assert found[(0, 0, 10, 8)] == (5, (0, 0, 10, 10)) and found[(31, 30, 40, 40)] == (3, (30, 30, 40, 40))
-    assert found[(0, 0, 10, 4.5)] == (0, (0, 0, 10, 4.5))
-    assert found[(60, 60, 70, 70)][0] == 0 and len(regions) == 7
+    regions, classes, which = sampled(proposals, boxes, labels, 7, 1.0)
+    found = {tuple(r.tolist()): (c.item(), at.item()) for r, c, at in zip(regions, classes, which, strict=True)}
+    assert found[(0, 0, 10, 8)] == (5, 0) and found[(31, 30, 40, 40)] == (3, 1) and found[(30, 30, 40, 40)] == (3, 1)
+    assert found[(0, 0, 10, 4.5)] == (0, 0)                                     # too little of it
+    assert found[(60, 60, 70, 70)] == (0, -1) and len(regions) == 7
     _, classes, _ = sampled(proposals, boxes, labels, 4, 0.25)
     assert len(classes) == 4 and (classes > 0).sum() == 1
-    _, classes, _ = sampled(proposals, boxes[:0], labels[:0], 4, 0.25)
-    assert len(classes) == 4 and not classes.any()
+    _, classes, which = sampled(proposals, boxes[:0], labels[:0], 4, 0.25)
+    assert len(classes) == 4 and not classes.any() and (which == -1).all()
 
 
 @pytest.mark.parametrize("scale, aligned", [(0.25, False), (0.5, True)])
