@@ -1,4 +1,4 @@
-"""ViLD: its losses and its ensemble by their identities, regions against the naive, a detector that takes any tower."""
+"""ViLD: its losses and its ensemble by their identities, regions and masks against the naive, a detector of any tower."""
 
 import copy
 

@@ -76,7 +76,8 @@ def roi_align(maps: Tensor, boxes: Tensor, output_size: int | tuple[int, int], s
     corners = boxes[:, 1:] * spatial_scale - 0.5 * aligned
     size = corners[:, 2:] - corners[:, :2]
     size = size if aligned else size.clamp(min=1.0)
-    ratio = (size / size.new_tensor([wide, tall])).ceil().clamp(min=1) if sampling_ratio <= 0 else size * 0 + sampling_ratio
+    pixels = (size / size.new_tensor([wide, tall])).ceil().clamp(min=1)      # of a cell, across and down
+    ratio = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else pixels
 
     def points(own: Tensor, axis: int, count: int) -> Tensor:
         """Where points lie on an axis, in pixels of the map, as shares of it from −1 to 1, [own, count]."""

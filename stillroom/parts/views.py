@@ -1,4 +1,4 @@
-"""On which views: crops, flips, colour, blur, mixing and masks; batched, on the device, drawn anew for every sample.
+"""On which views: crops, zoom, flips, colour, blur, mixing and masks; batched, on the device, drawn anew for every sample.
 
 Images are float [..., channels, height, width] in [0, 1], with any number of leading dimensions: each image there gets its
 own draw, from torch's global generator. Nothing is rounded to pixels or bytes, everything can be differentiated, and precision

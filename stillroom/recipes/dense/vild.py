@@ -55,7 +55,8 @@ class ViLD(Recipe):
     steps: int = 180_000             # updates of the detector
 
     def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset) -> Module:
-        """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`)."""
+        """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`), with
+        masks if the student has a head for them."""
         if WAYS.get(self.way) != len(student.embeds):
             raise Refused(f"way {self.way!r} with a detector of {len(student.embeds)} heads",
                           f"{WAYS[self.way]} heads" if self.way in WAYS else nearest(self.way, WAYS))
