@@ -374,7 +374,8 @@ def test_the_detector_learns_real_cells():
         torch.manual_seed(0)
         student = Detector(OneMap((8, 16, 32), 32), 32, 8, heads=1, anchors=((10, 20, 36),), side=4, hidden=64, keep=(200, 50),
                            sample=64)
-        method = ViLD(way="text", temperature=0.1, regions=48, lr=0.2, clip=2.0, batch=4, steps_propose=0, steps=steps)
+        method = ViLD(way="text", temperature=0.1, jitter=(1, 1), regions=48, lr=0.2, clip=2.0, batch=4, steps_propose=0,
+                      steps=steps)
         made = method(Run(), student=student, tower=nn.Identity(), texts=texts, data=train)
         found = made.detect(torch.stack([x for x, _ in test]), lambda r: scores(made, r, texts, base, "text", 0.1), 0.4, 0.01)
         return mean_ap(found, [t for _, t in test], 3, (0.5,))
