@@ -1,4 +1,4 @@
-"""ViLD: its losses and its ensemble by their identities, regions against the naive, a detector that takes any tower."""
+"""ViLD: its losses and its ensemble by their identities, regions and masks against the naive, a detector of any tower."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from stillroom import _compat
 from stillroom.errors import Refused
 from stillroom.measure.detection import Boxes
-from stillroom.parts.boxes import crops, roi_align, widened
+from stillroom.parts.boxes import crops, overlaps, pasted, roi_align, widened
 from stillroom.parts.regions import apart, crop_embeddings, ensemble, name_embeddings, sampled
 
 pytestmark = pytest.mark.skipif(_compat.find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -46,11 +46,12 @@ def test_two_heads_speak_as_one_by_a_geometric_mean():
     assert torch.equal(ensemble(text, image, base, 1.0), torch.where(base, text, image))
 
 
-def net(heads=2, dim=8):
+def net(heads=2, dim=8, mask=0):
     from stillroom.models.detector import Detector, OneMap
 
     torch.manual_seed(0)
-    return Detector(OneMap((4, 8), 8), 8, dim, heads=heads, anchors=((10, 14),), side=3, hidden=16, keep=(40, 10), sample=16)
+    return Detector(OneMap((4, 8), 8), 8, dim, heads=heads, anchors=((10, 14),), side=3, hidden=16, keep=(40, 10), sample=16,
+                    mask=mask)
 
 
 def test_names_are_classified_by_cosines_and_only_the_background_learns():
@@ -100,15 +101,15 @@ def test_regions_are_drawn_with_their_class_and_their_box():
     boxes, labels = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]]), torch.tensor([4, 2])
     proposals = torch.tensor([[0.0, 0, 10, 8], [31, 30, 40, 40], [60, 60, 70, 70], [0, 0, 10, 4.5], [50, 0, 60, 9]])
     torch.manual_seed(0)
-    regions, classes, goals = sampled(proposals, boxes, labels, 7, 1.0)
-    found = {tuple(r.tolist()): (c.item(), tuple(g.tolist())) for r, c, g in zip(regions, classes, goals, strict=True)}
-    assert found[(0, 0, 10, 8)] == (5, (0, 0, 10, 10)) and found[(31, 30, 40, 40)] == (3, (30, 30, 40, 40))
-    assert found[(0, 0, 10, 4.5)] == (0, (0, 0, 10, 4.5))
-    assert found[(60, 60, 70, 70)][0] == 0 and len(regions) == 7
+    regions, classes, which = sampled(proposals, boxes, labels, 7, 1.0)
+    found = {tuple(r.tolist()): (c.item(), at.item()) for r, c, at in zip(regions, classes, which, strict=True)}
+    assert found[(0, 0, 10, 8)] == (5, 0) and found[(31, 30, 40, 40)] == (3, 1) and found[(30, 30, 40, 40)] == (3, 1)
+    assert found[(0, 0, 10, 4.5)] == (0, 0)                                     # too little of it
+    assert found[(60, 60, 70, 70)] == (0, -1) and len(regions) == 7
     _, classes, _ = sampled(proposals, boxes, labels, 4, 0.25)
     assert len(classes) == 4 and (classes > 0).sum() == 1
-    _, classes, _ = sampled(proposals, boxes[:0], labels[:0], 4, 0.25)
-    assert len(classes) == 4 and not classes.any()
+    _, classes, which = sampled(proposals, boxes[:0], labels[:0], 4, 0.25)
+    assert len(classes) == 4 and not classes.any() and (which == -1).all()
 
 
 @pytest.mark.parametrize("scale, aligned", [(0.25, False), (0.5, True)])
@@ -132,16 +133,67 @@ def test_regions_are_aligned_point_by_point(scale, aligned):
                 assert torch.allclose(one[:, r, c], sum(points) / 4, atol=1e-5)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_regions_are_aligned_as_by_torchvision_with_as_many_points_as_pixels(aligned):
+    from torchvision.ops.roi_align import _roi_align
+
+    maps = some(2, 3, 20, 30)
+    boxes = torch.tensor([[1.0, 2, 3, 29, 11], [0, 0.5, 0, 4.2, 18], [1, 5, 5, 5.6, 5.3], [1, 2, 2, 6, 9]])
+    theirs = _roi_align.__wrapped__(maps, boxes, 1.0, 4, 3, -1, aligned)        # its own in Python, before it is compiled
+    assert torch.allclose(roi_align(maps, boxes, (4, 3), aligned=aligned), theirs, atol=1e-5)
+    assert roi_align(maps, boxes[:0], 3).shape == (0, 3, 3, 3)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+def test_the_loss_of_masks_is_that_of_torchvision(monkeypatch):
+    """Its pixels have their middle at whole numbers, ours at one half: half a pixel lies between the boxes."""
+    from torchvision.models.detection import roi_heads
+    from torchvision.ops.roi_align import _roi_align
+
+    monkeypatch.setattr(roi_heads, "roi_align", lambda x, b, size, scale: _roi_align.__wrapped__(x, b, scale, *size, -1, False))
+    student, draw = net(1, mask=6), torch.Generator().manual_seed(0)
+    x, truth, proposals = torch.rand(3, 3, 48, 48, generator=draw), [], []
+    for n in (2, 1, 0):
+        boxes = torch.tensor([[4.0, 4, 22, 30], [26, 10, 40, 40]])[:n]
+        truth.append(Boxes(boxes, torch.arange(n), masks=torch.rand(n, 48, 48, generator=draw) > 0.5))
+        near = boxes.repeat(3, 1) + 2 * torch.randn(3 * n, 4, generator=draw)
+        proposals.append(torch.cat([near, torch.tensor([[1.0, 30, 12, 44]])]))
+    maps = student.backbone(x)
+    _, label, losses = student.place(maps, proposals, truth, (48, 48), 100, 1.0)
+    found = [torch.cat([p, t.boxes]) for p, t in zip(proposals, truth, strict=True)]
+    near = [overlaps(p, t.boxes) for p, t in zip(found, truth, strict=True)]
+    on = [(o >= 0.5).any(1) for o in near]
+    which = [o[some].argmax(1) if o.shape[1] else torch.zeros(0, dtype=torch.long) for o, some in zip(near, on, strict=True)]
+    found = [p[some] for p, some in zip(found, on, strict=True)]
+    assert (label > 0).sum() == sum(map(len, found)) > 6
+    logits = student.outlines(maps, found, (48, 48))
+    assert logits.shape == (sum(map(len, found)), 12, 12)
+    one = [torch.zeros(len(t.boxes), dtype=torch.long) for t in truth]          # one class of masks
+    theirs = roi_heads.maskrcnn_loss(logits[:, None], [p - 0.5 for p in found], [t.masks for t in truth], one, which)
+    assert losses["masks"].item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_without_a_region_on_a_box_the_loss_of_masks_is_0():
+    student, none = net(1, mask=6), Boxes(torch.zeros(0, 4), torch.zeros(0).long(), masks=torch.zeros(0, 32, 32).bool())
+    maps = student.backbone(torch.rand(1, 3, 32, 32))
+    _, label, losses = student.place(maps, [torch.tensor([[4.0, 4, 16, 16]])], [none], (32, 32), 8, 0.25)
+    assert losses["masks"].item() == losses["moves"].item() == 0 and label.tolist() == [0]
+
+
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
-def data(n=4):
+def data(n=4, masks=False):
     draw = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[4.0, 4, 16, 16], [18, 14, 30, 28]])
     labels = torch.tensor([0, 2])
-    return [(torch.rand(3, 32, 32, generator=draw), Boxes(boxes[: 1 + i % 2], labels[: 1 + i % 2])) for i in range(n)]
+    inside = torch.zeros(2, 32, 32, dtype=torch.bool)
+    inside[0, 6:14, 6:14] = inside[1, 16:26, 20:28] = True
+    known = Boxes(boxes, labels, masks=inside if masks else None)
+    return [(torch.rand(3, 32, 32, generator=draw), known.only(torch.arange(1 + i % 2))) for i in range(n)]
 
 
-def learn(way, tower=None, side=8, **fields):
+def learn(way, tower=None, side=8, mask=0, masks=False, **fields):
     from stillroom.recipes.dense.vild import WAYS, ViLD
     from stillroom.run import Run
 
@@ -149,7 +201,7 @@ def learn(way, tower=None, side=8, **fields):
     tower = tower or nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, 8))
     method = ViLD(**{"way": way, "side": side, "regions": 8, "lr": 0.01, "batch": 2, "steps_propose": 1, "steps": 2} | fields)
     run = Run()
-    made = method(run, student=net(WAYS[way]), tower=tower, texts=unit(3, 8), data=data())
+    made = method(run, student=net(WAYS[way], mask=mask), tower=tower, texts=unit(3, 8), data=data(masks=masks))
     return made, run
 
 
@@ -163,6 +215,22 @@ def test_each_way_has_its_losses(way, terms):
 
     found = made.detect(data()[0][0][None], lambda r: scores(made, r, unit(5, 8), torch.arange(5) < 3, way, 0.1))
     assert found[0].boxes.shape[1] == 4 and set(found[0].labels.tolist()) <= set(range(5)) and 0 < len(found[0].boxes) <= 100
+
+
+def test_masks_are_learnt_where_there_are_some_and_found_where_there_is_a_head():
+    for head, known in ((0, True), (6, False), (6, True)):
+        made, run = learn("text", mask=head, masks=known, jitter=(1, 1), decay=0.0)
+        assert ("masks" in run.history[-1]) == bool(head and known)
+        found = made.detect(data()[0][0][None], lambda r: torch.ones(len(r[0]), 1))[0]
+        assert found.masks.shape == (len(found.boxes), 32, 32) if head else found.masks is None
+        if head:
+            fresh = net(1, mask=head).masks.state_dict()
+            assert all(torch.equal(v, fresh[k]) for k, v in made.masks.state_dict().items()) != known
+
+
+def test_without_jitter_nothing_is_drawn_for_it_and_with_it_images_differ():
+    plain, again, other = (learn("ensemble", jitter=j)[1].history[-1]["image"] for j in ((1, 1), (1.0, 1.0), (0.5, 2.0)))
+    assert plain == again != other
 
 
 def test_the_image_head_alone_learns_from_crops_in_an_ensemble():
@@ -220,6 +288,44 @@ def test_images_are_drawn_from_their_seed_with_tight_boxes():
             assert (inside.mean((1, 2)).max() - inside.mean((1, 2)).min()) > 0.1       # it has a colour, the ground has none
 
 
+def test_masks_are_drawn_in_their_boxes_and_in_their_colour():
+    from stillroom.arenas.tinted import COLOURS, drawn
+
+    for image, truth in drawn(12, 2):
+        assert truth.masks.shape == (len(truth.boxes), 64, 64) and truth.masks.sum(0).max() == 1        # no pixel of two
+        for box, mask, label in zip(truth.boxes, truth.masks, truth.labels, strict=True):
+            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+            edges = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (edges - box).abs().max() < 3                                # by one or two pixels where another covers it
+            colour = torch.tensor(list(COLOURS.values())[label // 4])
+            assert F.cosine_similarity(image[:, mask].mean(1), colour, dim=0) > 0.98
+
+
+@pytest.mark.slow
+def test_masks_of_shapes_are_better_than_their_boxes_filled():
+    """One class, drawn shapes: COCO's average precision of masks, and of the same boxes as masks."""
+    from stillroom.arenas.tinted import drawn, student
+    from stillroom.measure.detection import mean_ap
+    from stillroom.recipes.dense.vild import ViLD, scores
+    from stillroom.run import Run
+
+    train, test = ([(x, t._replace(labels=0 * t.labels)) for x, t in drawn(n, seed)] for n, seed in ((100, 0), (40, 1)))
+
+    def ap(steps):
+        torch.manual_seed(0)
+        method = ViLD(way="text", temperature=0.1, jitter=(0.7, 1.4), regions=32, lr=0.1, clip=2.0, batch=4, steps_propose=0,
+                      steps=steps)
+        texts, truth = torch.eye(1, 32), [t for _, t in test]
+        made = method(Run(), student=student(0, 1, mask=16), tower=nn.Identity(), texts=texts, data=train)
+        found = made.detect(torch.stack([x for x, _ in test]),
+                            lambda r: scores(made, r, texts, torch.ones(1, dtype=torch.bool), "both", 0.1), 0.4, 0.01)
+        filled = [f._replace(masks=pasted(torch.ones(len(f.boxes), 8, 8), f.boxes, (64, 64)) > 0.5) for f in found]
+        return mean_ap(found, truth, 1, of="masks"), mean_ap(filled, truth, 1, of="masks")
+    assert ap(1)[0] < 1
+    ours, boxes = ap(150)
+    assert ours > 30 and ours > 1.4 * boxes
+
+
 # --- real cells ------------------------------------------------------------------------------------------------------
 
 def cells(split, count):
@@ -268,7 +374,8 @@ def test_the_detector_learns_real_cells():
         torch.manual_seed(0)
         student = Detector(OneMap((8, 16, 32), 32), 32, 8, heads=1, anchors=((10, 20, 36),), side=4, hidden=64, keep=(200, 50),
                            sample=64)
-        method = ViLD(way="text", temperature=0.1, regions=48, lr=0.2, clip=2.0, batch=4, steps_propose=0, steps=steps)
+        method = ViLD(way="text", temperature=0.1, jitter=(1, 1), regions=48, lr=0.2, clip=2.0, batch=4, steps_propose=0,
+                      steps=steps)
         made = method(Run(), student=student, tower=nn.Identity(), texts=texts, data=train)
         found = made.detect(torch.stack([x for x, _ in test]), lambda r: scores(made, r, texts, base, "text", 0.1), 0.4, 0.01)
         return mean_ap(found, [t for _, t in test], 3, (0.5,))

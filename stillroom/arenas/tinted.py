@@ -41,7 +41,8 @@ def tinted(seed: int = 0) -> Cast:
 
 
 def drawn(count: int, seed: int) -> list[tuple[Tensor, Boxes]]:
-    """Images [3, side, side] of two to four shapes that barely overlap, with noise, and the boxes of all of them, by `NAMES`."""
+    """Images [3, side, side] of two to four shapes that barely overlap, with noise, and the boxes and masks of all of them, by
+    `NAMES`; what lies under another shape is not of the mask."""
     draw = torch.Generator().manual_seed(seed)
     down, right = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
     found = []
@@ -49,6 +50,7 @@ def drawn(count: int, seed: int) -> list[tuple[Tensor, Boxes]]:
         image = torch.full((3, SIDE, SIDE), 0.5)
         boxes: list[list[float]] = []
         labels: list[int] = []
+        masks: list[Tensor] = []
         for _ in range(int(torch.randint(2, 5, (), generator=draw))):
             half = 7 + 4 * torch.rand((), generator=draw).item()
             y, x = (half + (SIDE - 2 * half) * torch.rand(2, generator=draw)).tolist()
@@ -62,15 +64,16 @@ def drawn(count: int, seed: int) -> list[tuple[Tensor, Boxes]]:
             image[:, inside] = torch.tensor(list(COLOURS.values())[label // 4])[:, None]
             boxes.append([x - half, y - half, x + half, y + half])
             labels.append(label)
+            masks = [*(mask & ~inside for mask in masks), inside]
         image = image * (0.8 + 0.4 * torch.rand((), generator=draw)) + 0.1 * torch.randn(image.shape, generator=draw)
-        found.append((image.clamp(0, 1), Boxes(torch.tensor(boxes), torch.tensor(labels))))
+        found.append((image.clamp(0, 1), Boxes(torch.tensor(boxes), torch.tensor(labels), masks=torch.stack(masks))))
     return found
 
 
-def student(seed: int, heads: int) -> Detector:
+def student(seed: int, heads: int, mask: int = 0) -> Detector:
     torch.manual_seed(1000 + seed)
     return Detector(OneMap((8, 16, 32), 32), 32, DIM, heads=heads, anchors=((14, 18, 22),), side=4, hidden=64, keep=(100, 24),
-                    sample=32)
+                    sample=32, mask=mask)
 
 
 @lru_cache(maxsize=4)
@@ -78,7 +81,8 @@ def _ground(seed: int) -> SimpleNamespace:
     base = torch.ones(len(NAMES), dtype=torch.bool).index_fill(0, torch.tensor(NOVEL), False)
     train, test = (drawn(n, 3 * seed + i) for i, n in enumerate(SPLIT))
     number = base.cumsum(0) - 1
-    seen = [(x, Boxes(t.boxes[base[t.labels]], number[t.labels[base[t.labels]]])) for x, t in train]
+    seen = [(x, t.only(base[t.labels])) for x, t in train]
+    seen = [(x, t._replace(labels=number[t.labels])) for x, t in seen]
     tower, texts, right = _teacher(seed)
     return SimpleNamespace(train=seen, test=test, base=base, tower=tower, texts=texts, right=right, seed=seed)
 

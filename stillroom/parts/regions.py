@@ -34,17 +34,16 @@ def apart(region: Tensor, crop: Tensor) -> Tensor:
 def sampled(proposals: Tensor, boxes: Tensor, labels: Tensor, count: int, positive: float) -> tuple[Tensor, Tensor, Tensor]:
     """`count` proposals and true boxes, drawn: at most the share `positive` overlaps a true box with an IoU of 0.5 or more.
 
-    proposals [n, 4], boxes [m, 4], labels [m] → regions [k, 4]; the class of each plus one, 0 for the background, [k]; and the
-    true box that it overlaps most, itself where there is none, [k, 4].
+    proposals [n, 4], boxes [m, 4], labels [m] → regions [k, 4]; the class of each plus one, 0 for the background, [k]; and which
+    true box it overlaps most, −1 where there is none, [k].
     """
     regions = torch.cat([proposals, boxes])
-    none = (regions.new_zeros(len(regions), 1), labels.new_zeros(1), boxes.new_zeros(1, 4))      # stands for no box
-    near, at = torch.cat([none[0], overlaps(regions, boxes)], 1).max(1)
+    near, at = torch.cat([regions.new_zeros(len(regions), 1), overlaps(regions, boxes)], 1).max(1)      # the first: no box
     on, some = near >= 0.5, torch.randperm(len(regions), device=regions.device)
     hits, misses = some[on[some]][: int(count * positive)], some[~on[some]]
     some = torch.cat([hits, misses[: count - len(hits)]])
-    classes, goals = torch.cat([none[1], labels + 1])[at[some]], torch.cat([none[2], boxes])[at[some]]
-    return regions[some], torch.where(on[some], classes, 0), torch.where(on[some, None], goals, regions[some])
+    classes = torch.cat([labels.new_zeros(1), labels + 1])[at[some]]
+    return regions[some], torch.where(on[some], classes, 0), at[some] - 1
 
 
 def ensemble(text: Tensor, image: Tensor, base: Tensor, share: float = 2 / 3) -> Tensor:

@@ -1,4 +1,4 @@
-"""On which views: crops, flips, colour, blur, mixing and masks; batched, on the device, drawn anew for every sample.
+"""On which views: crops, zoom, flips, colour, blur, mixing and masks; batched, on the device, drawn anew for every sample.
 
 Images are float [..., channels, height, width] in [0, 1], with any number of leading dimensions: each image there gets its
 own draw, from torch's global generator. Nothing is rounded to pixels or bytes, everything can be differentiated, and precision
@@ -81,7 +81,28 @@ def _bilinear(start: Tensor, length: Tensor, pixels: int, out: int) -> Tensor:
     near = (1 - (centre - edge - 0.5).abs() / step.clamp(1)).clamp(0)
     inside = (torch.minimum(edge + 1, start + length) - torch.maximum(edge, start)).clamp(0, 1)
     share = near * inside
-    return share / share.sum(-1, keepdim=True)
+    return share / share.sum(-1, keepdim=True).clamp(torch.finfo(share.dtype).tiny)     # 0 beyond the image
+
+
+def zoom(x: Tensor, scale: tuple[float, float] = (0.1, 2.0), fill: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Each image at a scale drawn evenly, in a frame of its old size (large-scale jitter, Ghiasi et al. 2021): of a larger one a
+    random part is seen, a smaller one lies at the top left. → images, and the window that each shows (top, left, height, width)
+    in pixels of the old one, [..., 4]."""
+    height, width = x.shape[-2:]
+    draw = torch.rand(3, *x.shape[:-3], device=x.device)
+    factor = scale[0] + (scale[1] - scale[0]) * draw[0]
+    h, w = height / factor, width / factor
+    window = torch.stack([draw[1] * (height - h).clamp(0), draw[2] * (width - w).clamp(0), h, w], -1)
+    return through(x, window, fill), window
+
+
+@_exact
+def through(x: Tensor, window: Tensor, fill: float = 0.5) -> Tensor:
+    """The deed of `zoom`: `fill` stands where the window is beyond the image."""
+    height, width = x.shape[-2:]
+    down, right = height / window[..., 2], width / window[..., 3]
+    image = torch.stack([-window[..., 0] * down, -window[..., 1] * right, height * down, width * right], -1)
+    return torch.where(_inside(image, height, width), resample(x, window, (height, width)), fill)
 
 
 def flip(x: Tensor, p: float = 0.5) -> Tensor:

@@ -60,6 +60,38 @@ def test_boxes_have_the_asked_areas_and_ratios_and_lie_in_the_image():
     torch.testing.assert_close(short, box(0, (100 - 40 / 3) / 2, 10, 40 / 3).expand(7, 4))
 
 
+def test_zoom_to_the_same_scale_gives_the_images_back(x):
+    y, window = views.zoom(x, (1, 1))
+    assert torch.equal(y, x) and torch.equal(window, box(0, 0, 12, 16).expand(6, 4))
+
+
+def test_what_is_made_smaller_lies_at_the_top_left_of_grey(x):
+    y, window = views.zoom(x, (0.5, 0.5))
+    small = F.interpolate(x, (6, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(y[..., :6, :8], small, atol=2e-6, rtol=0)
+    assert (y[..., 6:, :] == 0.5).all() and (y[..., 8:] == 0.5).all() and torch.equal(window, box(0, 0, 24, 32).expand(6, 4))
+
+
+def test_of_what_is_made_larger_a_random_part_is_seen(x):
+    torch.manual_seed(0)
+    y, window = views.zoom(x, (2, 2))
+    torch.testing.assert_close(y, views.resample(x, window, (12, 16)))
+    assert (window[:, 2:] == torch.tensor([6.0, 8.0])).all() and (window[:, :2] >= 0).all()
+    assert (window[:, :2] <= torch.tensor([6.0, 8.0])).all() and len(window.unique(dim=0)) == 6
+    whole = views.through(x, box(2, 3, 6, 8).expand(6, 4))                      # a part of whole pixels
+    torch.testing.assert_close(whole, F.interpolate(x[..., 2:8, 3:11], (12, 16), mode="bilinear"), atol=2e-6, rtol=0)
+
+
+def test_scales_of_zoom_are_even_in_their_range():
+    torch.manual_seed(0)
+    y, window = views.zoom(torch.zeros(4000, 1, 8, 6))
+    scale = 8 / window[:, 2]
+    torch.testing.assert_close(scale, 6 / window[:, 3])
+    assert 0.1 <= scale.min() < 0.11 and 1.99 < scale.max() <= 2 and abs(scale.mean() - 1.05) < 0.03
+    grey = (y[:, 0] == 0.5).float().mean((1, 2))
+    assert (grey[scale >= 1] == 0).all() and (grey[scale < 0.9] > 0).all() and y.isfinite().all()
+
+
 def test_flip(x):
     assert torch.equal(views.flip(x, 1.0), x.flip(-1)) and torch.equal(views.flip(x, 0.0), x)
     torch.manual_seed(0)
@@ -149,7 +181,7 @@ def test_erase_fills_one_box_per_sample():
 def test_precision_is_kept_under_autocast(x):
     def seen():
         cut, sigma = views.resample(x, box(1, 1, 9, 9), (6, 6)), torch.ones(6, 1, 1, 1)
-        return cut, views.smooth(x, sigma), views.adjust(x, 1.1, 0.9, 1.2, 0.1)
+        return cut, views.smooth(x, sigma), views.adjust(x, 1.1, 0.9, 1.2, 0.1), views.through(x, box(0, 0, 15, 20))
 
     plain = seen()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -159,7 +191,7 @@ def test_precision_is_kept_under_autocast(x):
 def test_views_can_be_differentiated():
     x = torch.rand(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     def view(x):
-        y = views.resample(x, box(0.3, 0.6, 2.7, 3.1).double(), (3, 3))
+        y = views.resample(views.through(x, box(0, 0, 5, 5).double()), box(0.3, 0.6, 2.7, 3.1).double(), (3, 3))
         return views.smooth(views.adjust(y, 0.9, 0.8, 0.9, 0.07), torch.ones(1, 1, 1, 1, dtype=torch.float64))
     assert torch.autograd.gradcheck(view, x)
 

@@ -5,12 +5,12 @@ Gu, Lin, Kuo, Cui — ICLR 2022 — https://arxiv.org/abs/2104.13921
     teacher   two frozen towers: embeddings of the class names, and of what lies in proposed boxes, both computed once
     reads     embeddings of unit length, of a crop and of the same with half as much again around it, summed
     compares  sum of absolute differences from the region's embedding; beside it, cosines with the names as the classifier
-    views     one; boxes proposed by a network that has seen the base classes alone
-    data      labelled boxes of base classes; what else is on the images, novel classes too, has no box
+    views     one, at a scale drawn from .1 to 2, in a frame of one size; boxes proposed by a network that saw base classes alone
+    data      labelled boxes, and masks if there are, of base classes; what else is on the images, novel classes too, has no box
     weights   where both heads speak: geometric means, 2/3 to the one that knows the class better
-    learns    detector with boxes that know no class; an embedding of the background; no text
+    learns    detector with boxes and masks that know no class; an embedding of the background; no text
     stages    the proposals, on the base classes; what is in them, kept; the detector
-    note      reconstruction: ViLD-image is scored without objectness; not built: masks of instances, scale jitter
+    note      reconstruction: ViLD-image is scored without objectness
 """
 
 import copy
@@ -26,9 +26,9 @@ from stillroom.arenas.tinted import tinted
 from stillroom.errors import Refused, nearest
 from stillroom.measure import Proof
 from stillroom.measure.cost import resting
-from stillroom.measure.detection import gathered
+from stillroom.measure.detection import Boxes, gathered, zoomed
 from stillroom.parts import optim
-from stillroom.parts.regions import apart, crop_embeddings, ensemble, sampled
+from stillroom.parts.regions import apart, crop_embeddings, ensemble
 from stillroom.parts.schedules import cosine
 from stillroom.parts.teachers import Frozen
 from stillroom.recipe import Recipe
@@ -42,6 +42,7 @@ class ViLD(Recipe):
     way: str = "ensemble"            # ViLD-"text", ViLD-"image", "both" losses on one head (ViLD), or on two: ViLD-"ensemble"
     temperature: float = 0.01        # τ, of the cosines
     image: float = 0.5               # w, weight of the distance from the crops' embeddings
+    jitter: tuple[float, float] = (0.1, 2.0)     # scales of an image that is learnt from; 1, 1: as it is
     side: int = 224                  # of a crop, as the image tower wants it
     regions: int = 512               # sampled from the proposals of an image
     positive: float = 0.25           # share of regions that are on a box, at most
@@ -54,7 +55,8 @@ class ViLD(Recipe):
     steps: int = 180_000             # updates of the detector
 
     def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset) -> Module:
-        """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`)."""
+        """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`), with
+        masks if the student has a head for them."""
         if WAYS.get(self.way) != len(student.embeds):
             raise Refused(f"way {self.way!r} with a detector of {len(student.embeds)} heads",
                           f"{WAYS[self.way]} heads" if self.way in WAYS else nearest(self.way, WAYS))
@@ -64,7 +66,7 @@ class ViLD(Recipe):
         order = TensorDataset(torch.arange(len(data)))
 
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps_propose, name="propose", whole=True):
-            run.update(opt, **proposer.propose(*gathered(data, index, run.device))[2])
+            run.update(opt, **proposer.propose(*zoomed(self.jitter, *gathered(data, index, run.device)))[2])
 
         run.keep(cached=(cached := []))
         parts = torch.arange(len(data)).split(self.batch) if self.way != "text" else ()
@@ -75,22 +77,19 @@ class ViLD(Recipe):
             cached += [(boxes, crop_embeddings(tower, image, boxes, self.side)) for image, boxes in zip(x, found, strict=True)]
 
         opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
+        none = texts.new_zeros(0, 4), texts.new_zeros(0, texts.shape[1])     # of an image whose proposals were not embedded
         run.keep(student=student, opt=opt)
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps, name="detect", whole=True):
-            x, truth = gathered(data, index, run.device)
+            kept = [Boxes(*cached[i] if i < len(cached) else none).to(run.device) for i in index.tolist()]
+            x, truth, kept = zoomed(self.jitter, *gathered(data, index, run.device), kept)
             maps, proposals, terms = student.propose(x, truth)
-            picked = [sampled(p, t.boxes, t.labels, self.regions, self.positive) for p, t in zip(proposals, truth, strict=True)]
-            boxes, labels, goals = map(list, zip(*picked, strict=True))
-            (region, *_), moves = student.regions(maps, boxes, x.shape[2:])
-            label, goal = torch.cat(labels), torch.cat(student.coder.encode(goals, boxes))
-            on = label > 0
-            terms["moves"] = F.smooth_l1_loss(moves[on].float(), goal[on], beta=1 / 9, reduction="sum") / len(label)
+            region, label, placed = student.place(maps, proposals, truth, x.shape[2:], self.regions, self.positive)
+            terms |= placed
             if self.way != "image":
                 terms["names"] = F.cross_entropy(student.named(region, texts, self.temperature), label)
             if self.way != "text":
-                none = x.new_zeros(0, 4), x.new_zeros(0, texts.shape[1])
-                kept, crop = map(list, zip(*(cached[i] if i < len(cached) else none for i in index.tolist()), strict=True))
-                terms["image"] = self.image * apart(student.regions(maps, kept, x.shape[2:])[0][-1], torch.cat(crop))
+                seen = student.regions(maps, [k.boxes for k in kept], x.shape[2:])[0][-1]
+                terms["image"] = self.image * apart(seen, torch.cat([k.labels for k in kept]))
             run.update(opt, **terms)
 
         return student
@@ -107,7 +106,7 @@ def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, 
 
 def trial(seed=0):
     """Coloured shapes; four of sixteen kinds have no box. Settings of seeds 10 and 11."""
-    return ViLD(temperature=0.1, image=1.0, side=16, regions=32, lr=0.2, clip=2.0, batch=8, steps_propose=80,
+    return ViLD(temperature=0.1, image=1.0, jitter=(1, 1), side=16, regions=32, lr=0.2, clip=2.0, batch=8, steps_propose=80,
                 steps=250), tinted(seed)
 
 
