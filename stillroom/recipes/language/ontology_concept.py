@@ -64,9 +64,9 @@ def trial(seed=0):
 
 
 def proof(made, cast):
-    """The first hit for a sentence tells of the same effect more often than by the better of MiniLM and TF-IDF. What experts marked
-    in sentences of the library and of the test is known to the judge alone; another name counts as another effect. Tail and
-    head: effects that one sentence of the library tells of, and five or more."""
+    """The first hit for a sentence tells of the same effect more often than by the better of MiniLM and TF-IDF. What experts
+    marked in sentences of the library and of the test is known to the judge alone; another name counts as another effect.
+    Tail and head: effects that one sentence of the library tells of, and five or more."""
     library, bands = cast.library(made), ("head", "medium", "tail")
     ours, words, meaning = cast.by(library), cast.words(), cast.meaning()
     found = {"ours": ours, "MiniLM": meaning, "TF-IDF": words, "TF-IDF, denials marked": cast.words(marked=True),
