@@ -249,7 +249,8 @@ def test_an_ontology_of_ones_own_is_named_on_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("a, b", [
     ("haemolytic-uraemic syndromes", "hemolytic uremic syndrome"), ("Oedema", "edema"), ("tumours", "tumor"),
-    ("diarrhoea", "diarrhea"), ("leucopenia", "leukopenia"), ("thromboses", "thrombosis"), ("metastases", "metastasis"), ("neuropathies", "neuropathy"),
+    ("diarrhoea", "diarrhea"), ("leucopenia", "leukopenia"), ("thromboses", "thrombosis"), ("metastases", "metastasis"),
+    ("neuropathies", "neuropathy"),
     ("rashes", "rash"), ("seizures", "seizure"), ("NSAIDs", "NSAID"), ("diseases", "disease"), ("overdoses", "overdose")])
 def test_spellings_and_plurals_are_one_form(a, b):
     assert in_one_form(a) == in_one_form(b) and in_one_form(b) == b.split()
@@ -278,7 +279,7 @@ def test_abbreviations_are_read_from_the_text_that_explains_them(text, pairs):
 
 
 def test_words_are_linked_to_the_nearest_name():
-    """By letters: "cardiac failures" shares most of its threes with "cardiac failure"; what is far from every name stays alone."""
+    """By letters: "cardiac failures" shares most of its threes with "cardiac failure"; what is far from all stays alone."""
     known = Ontology({"cardiac failure": "A", "cough": "B"}, {"A": "T047", "B": "T033"})
     link = Nearest(known, letters, least=0.7)
     assert link("cardiac failures") == "A" and link("renal colic") is None

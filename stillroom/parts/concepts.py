@@ -18,8 +18,8 @@ BEHIND = re.compile(r"\b(is|are|was|were) (not|absent)\b")                     #
 ENDS = re.compile(r"[.;:!?\n]|\b(?:but|however|except|although|though|because|since|until|who|which)\b", re.IGNORECASE)
 SMALL = frozenset(re.findall(r"\w+", """
     a absence after also an and as at be been being by can denied denies due during for free from had has have he her his i in
-    into is it its may negative neither never no nor not of on or our she that the their these this those to was we were when which
-    while who with without"""))
+    into is it its may negative neither never no nor not of on or our she that the their these this those to was we were when
+    which while who with without"""))
 FORMS = [(re.compile(before), after) for before, after in (      # British spellings, then plurals
     ("ae(?=[mdst])", "e"), ("oe(?=[dst])", "e"), ("oea", "ea"), ("our(?=s?$)", "or"), ("^leuc", "leuk"), ("yse(?=d?s?$)", "yze"),
     ("(?<=[a-z]{3})ies$", "y"), ("(?<=[a-z]{2}[^d]o|[a-z]sta)ses$", "sis"), ("(?<=sh|ch|ss)es$", ""),
