@@ -335,6 +335,7 @@ def test_judges_of_the_drawn_reports():
     sets = {told: n for n, (_, told) in enumerate(cast.ground.references)}
     perfect = [[sets[told]] if told in sets else [] for _, told in cast.ground.tests]
     assert cast.right(perfect) > 80 and cast.right([[]] * 300) == 0
+    assert cast.right(perfect, named=True) == cast.right(perfect), "every disease has a name"
     made = OntologyConcept()(Run(), **cast.actors)
     library = cast.library(made)
     assert cast.right(cast.by(library)) > 20 + cast.right(cast.words()) > 40

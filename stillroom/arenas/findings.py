@@ -32,7 +32,8 @@ def findings(seed: int = 0, drawn: bool = False) -> Cast:
     meaning()       … by cosine of MiniLM; None where it is not installed
     rarity(library) … by cosine of the same concepts, but for those that weigh nothing, the rarer the heavier
     right(found)    share of (test text, disease) pairs whose first hit tells of that disease, in percent, over the diseases that
-                    the library holds; band=…: those rare (tail), often (head) or neither (medium) there
+                    the library holds; band=…: those rare (tail), often (head) or neither (medium) there; named=True: those
+                    that the ontology has a name of
     labelled()      F1 of the labels that follow from the concepts of the test texts; beside it a classifier taught by the true
                     labels of the texts that the ontology was made of
     denied()        of texts whose diseases are all read as denied, and of others, the share in which experts saw no effect
@@ -45,8 +46,8 @@ def findings(seed: int = 0, drawn: bool = False) -> Cast:
                 by=lambda library: _by(ground, library, _texts(ground.tests)),
                 words=lambda marked=False: _words(ground, _texts(ground.tests), marked),
                 meaning=lambda: _meaning(seed, drawn, "tests"), rarity=lambda library: _rarity(ground, library),
-                right=lambda found, band=None: _right(ground, found, band), labelled=lambda: _labelled(ground),
-                denied=lambda: _denied(ground),
+                labelled=lambda: _labelled(ground), denied=lambda: _denied(ground),
+                right=lambda found, band=None, named=False: _right(ground, found, band, named),
                 flips=lambda library: _flips(seed, drawn, library),
                 taught=lambda library=None, how="concepts": _taught(seed, drawn, library, how))
 
@@ -125,11 +126,12 @@ def _order(scores: np.ndarray) -> Found:
     return (-scores).argsort(1, kind="stable").tolist()
 
 
-def _right(ground: SimpleNamespace, found: Found, band: str | None) -> float:
+def _right(ground: SimpleNamespace, found: Found, band: str | None, named: bool) -> float:
     often = Counter(disease for _, told in ground.references for disease in told)
     hits = [bool(places) and disease in ground.references[places[0]][1]
             for (_, told), places in zip(ground.tests, found, strict=True) for disease in told
-            if often[disease] and band in (None, _band(often[disease], ground.limits))]
+            if often[disease] and band in (None, _band(often[disease], ground.limits))
+            and (not named or disease in ground.ontology.types)]
     return 100 * sum(hits) / max(len(hits), 1)
 
 
