@@ -19,7 +19,8 @@ from stillroom.errors import Refused
 
 FORMAT = 1
 STUDENT, MADE = "student", "made"
-FOREIGN = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}      # package that a kind of origin needs
+FOREIGN = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers", "lm": "transformers",
+           "clip": "transformers"}      # package that a kind of origin needs
 
 
 def save(made: Any, folder: str | Path, *, origin: dict[str, Any] | None = None, classes: list[str] | None = None,

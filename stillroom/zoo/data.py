@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from stillroom.errors import Refused
-from stillroom.zoo import arrays, folders, images, own, shared, tables
-from stillroom.zoo.sets import SPLITS, Arrays, Given, Set, cut, few_labels, noisy_labels
+from stillroom.zoo import arrays, boxes, folders, images, language, masks, own, shared, tables, waves
+from stillroom.zoo.sets import SPLITS, Answered, Arrays, Given, Set, cut, few_labels, noisy_labels
 from stillroom.zoo.specs import Spec, near, parse, take
 
 Size = int | tuple[int, int] | None
@@ -21,7 +21,9 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
 
     digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x, y;
     images, labels; data, target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
-    where the shared data are · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by
+    where the shared data are · masks:PATH (images/ and masks/; `classes`, `size`) · boxes:PATH (COCO's JSON; `images`, `size`) ·
+    prompts:FILE (jsonl, csv; `prompt`, `answer`, `length`, `tokenizer`) · passages:FILE (text; `length`, `tokenizer`) ·
+    wavs:PATH (a folder per class, or clips alone; `seconds`, `rate`) · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by
     split; x may be anything that the method takes. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share
     of them wrong; for npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for file
     the arguments of the callable.
@@ -68,7 +70,8 @@ def splits(spec: str, *, size: Size = None, channels: int | None = None, skip_co
 
 def _given(spec: str, size: Size, channels: int | None, skip: bool, seed: int) -> tuple[Spec, Given]:
     asked = parse(spec)
-    named = {"folder": folders.given, "hf": tables.given, "npz": arrays.given, "file": own.given}
+    named = {"folder": folders.given, "hf": tables.given, "npz": arrays.given, "file": own.given, "masks": masks.given,
+             "boxes": boxes.given, "prompts": language.prompts, "passages": language.passages, "wavs": waves.given}
     alone = {"digits": _digits, **dict.fromkeys(shared.NAMES, shared.given)}
     known = f"data read {', '.join(alone)}, {', '.join(f'{kind}:…' for kind in named)}"
     if asked.kind not in named | alone:
@@ -100,6 +103,8 @@ def _digits(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Giv
 
 def _spoilt(train: Set, asked: Spec, seed: int) -> Set:
     """Fewer labels, or wrong ones, as the options say."""
+    if isinstance(train, Answered):
+        return train
     labels, noise = asked.options.get("labels"), asked.options.get("noise")
     if (labels is not None or noise is not None) and not train.classes:
         raise Refused(f"{asked} has no labels to leave out or to spoil", "drop ?labels= and ?noise=")

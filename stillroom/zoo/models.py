@@ -14,8 +14,10 @@ from stillroom.zoo import from_files, from_timm, from_torchvision, from_transfor
 from stillroom.zoo.built import Built, Wish, finish, head_digest
 from stillroom.zoo.specs import Spec, near, parse
 
+OF_TRANSFORMERS = {"hf": from_transformers.classifier, "lm": from_transformers.language, "clip": from_transformers.two_towers}
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
-    "timm": from_timm.build, "torchvision": from_torchvision.build, "hf": from_transformers.build,
+    "timm": from_timm.build, "torchvision": from_torchvision.build,
+    **{kind: partial(from_transformers.build, make=make) for kind, make in OF_TRANSFORMERS.items()},
     "file": from_files.own, "small": partial(from_files.ours, home="stillroom.models.small"),
     "field": partial(from_files.ours, home="stillroom.models.fields")}
 KINDS = (*SOURCES, "run", "store")
@@ -25,8 +27,9 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
           size: int | tuple[int, int] | None = None, pretrained: bool = False) -> Module:
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
-    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · file:PATH.py:callable ·
-    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn ·
+    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · lm:NAME or FOLDER (a causal
+    language model of transformers) · clip:NAME or FOLDER (two towers; `?half=image`: that one) · file:PATH.py:callable ·
+    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn, small:segmenter, small:detector ·
     field:mlp, field:table, field:planes, field:volume (radiance fields); options as
     `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
     `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
@@ -78,7 +81,7 @@ def rebuild(origin: dict[str, Any]) -> Module:
         from stillroom.parts.heads import ClassVectors, Proxies, Subclasses, TwoHeads, headless
         from stillroom.parts.prompts import Prompted
 
-        net = rebuild(origin["model"])
+        net: Any = rebuild(origin["model"])
         if origin["spec"] == "part:class_vectors":
             return ClassVectors(net, torch.ones(origin["shape"]), torch.ones(()), origin["dim"])
         x = torch.zeros(1, *origin["sample"])
@@ -95,8 +98,8 @@ def rebuild(origin: dict[str, Any]) -> Module:
     wish = Wish(origin.get("classes"), None, origin.get("channels"), _tuples(origin.get("size")), False,
                 origin.get("mean"), origin.get("std"))
     asked = asked._replace(options=options)
-    if asked.kind == "hf":
-        return finish(from_transformers.configured(origin["config"], asked, wish, None), wish)
+    if asked.kind in OF_TRANSFORMERS:
+        return finish(OF_TRANSFORMERS[asked.kind](origin["config"], asked, wish, None), wish)
     if asked.kind == "timm" and not package("timm").is_model(asked.name):
         raise Refused(f"this timm knows no {asked.name!r}", "install the version that student.json names")
     if asked.kind == "file":

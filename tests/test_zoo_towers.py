@@ -1,0 +1,190 @@
+"""Two-tower models by name, with sentences about the classes of a folder, and boxes in COCO's form: by the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from stillroom import _compat, zoo
+from stillroom.cli import main
+from stillroom.errors import Refused
+
+pytest.importorskip("transformers")
+transformers = _compat.package("transformers")
+WORDS = ["a", "photo", "sketch", "of", "red", "green", "blue", "big", "cat", "."]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two CLIPs of one tokenizer, the teacher wider, with their scale; a folder of coloured images."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    home = tmp_path_factory.mktemp("towers")
+    signs = ["<pad>", *WORDS, "<start>", "<end>"]
+    made = Tokenizer(models.WordLevel({sign: n for n, sign in enumerate(signs)}, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("<start> $A <end>", special_tokens=[("<start>", 11), ("<end>", 12)])
+    for name, dim in (("student", 16), ("teacher", 32)):
+        torch.manual_seed(dim)
+        about = {"hidden_size": dim, "intermediate_size": dim, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = transformers.CLIPConfig(
+            text_config={**about, "vocab_size": 13, "max_position_embeddings": 12, "pad_token_id": 0, "bos_token_id": 11,
+                         "eos_token_id": 12},
+            vision_config={**about, "image_size": 16, "patch_size": 8}, projection_dim=8)
+        transformers.CLIPModel(config).save_pretrained(home / name)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>").save_pretrained(home / name)
+        (home / name / "preprocessor_config.json").write_text(json.dumps(
+            {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "size": {"shortest_edge": 16}}))
+    for at, name in enumerate(("red", "green", "big_cat")):
+        (home / "own" / name).mkdir(parents=True)
+        for n in range(8):
+            array = np.random.default_rng(8 * at + n).integers(0, 60, (16, 16, 3), dtype=np.uint8)
+            array[..., at] += 190
+            Image.fromarray(array).save(home / "own" / name / f"{n}.png")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+
+
+# --- towers and sentences ----------------------------------------------------------------------------------------------
+
+def test_both_towers_say_what_the_saved_model_says(home):
+    own = transformers.CLIPModel.from_pretrained(home / "student").eval()
+    net = zoo.model("clip:student", classes=3, size=16).eval()
+    x, ids = torch.rand(2, 3, 16, 16), torch.tensor([[11, 1, 2, 12], [11, 5, 12, 0]])
+    scaled = (x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    with torch.no_grad():
+        seen = own(input_ids=ids, pixel_values=scaled)
+        torch.testing.assert_close(net(x, ids), seen.logits_per_image)
+        torch.testing.assert_close(zoo.model("clip:student?half=image").eval()(x), net.image(x))
+        again = zoo.models.rebuild(net.origin)
+        again.load_state_dict(net.state_dict())
+        torch.testing.assert_close(again.eval()(x, ids), net(x, ids))
+    assert net.expects == (3, 16, 16) and net.drawn is None and zoo.model("clip:student?fresh=yes").drawn
+
+
+def test_sentences_name_the_classes_of_the_data():
+    found = zoo.actor("Tensor", "sentences?template=a photo of a {}.|a sketch of a {}.", classes=["red", "big_cat"], speaks="student")
+    number = {word: n for n, word in enumerate(["<pad>", *WORDS, "<start>", "<end>"])}
+    assert found.shape == (2, 2, 9)
+    said = [11, *(number[w] for w in "a sketch of a big cat .".split()), 12]
+    assert found[1, 1].tolist() == said and found[0, 0].tolist()[-1] == 0
+    vectors = zoo.actor("Tensor", "sentences:student?embedded=yes&classes=red, green")
+    tower = zoo.model("clip:student").eval()
+    with torch.no_grad():
+        ids = zoo.actor("Tensor", "sentences:student?classes=red,green")[:, 0]
+        torch.testing.assert_close(vectors, F.normalize(tower.text(ids), dim=-1))
+
+
+@pytest.mark.parametrize(("spec", "context", "wrong", "remedy"), [
+    ("sentences", {"speaks": "student"}, "knows no classes", "?classes="), ("sentences", {"classes": ["a"]}, "two-tower", "clip:FOLDER"),
+    ("sentences?template=a cat", {"classes": ["a"], "speaks": "student"}, "no one place", "{}"),
+    ("sentences?temp=1", {"classes": ["a"], "speaks": "student"}, "no option 'temp'", "template")])
+def test_sentences_that_will_not_do_are_refused(spec, context, wrong, remedy):
+    with pytest.raises(Refused) as error:
+        zoo.actor("Tensor", spec, **context)
+    assert wrong in str(error.value) and remedy in str(error.value).partition("→")[2]
+
+
+def test_two_towers_of_another_size_are_refused_with_the_size():
+    with pytest.raises(Refused, match="take images of 16 × 16") as error:
+        zoo.model("clip:student", size=24)
+    assert "size=16" in str(error.value)
+
+
+def test_prompts_are_distilled_by_the_command(tmp_path, capsys):
+    assert main(["run", "prompt_kd", "--student", "clip:student", "--teacher", "clip:teacher", "--data", "folder:own", "--texts",
+                 "sentences", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4", "--quiet", "--folder",
+                 str(tmp_path / "run")]) == 0
+    assert "% of 3 test samples right" in capsys.readouterr().out
+    made = zoo.model(f"run:{tmp_path / 'run'}").eval()
+    assert made(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+    assert main(["measure", str(tmp_path / "run")]) == 0
+
+
+def test_prompts_of_both_towers_are_tuned_by_the_command(tmp_path):
+    assert main(["run", "prompt_src", "--student", "clip:student", "--data", "folder:own", "--texts",
+                 "sentences?template=a photo of a {}.|a sketch of a {}.", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4",
+                 "--quiet", "--folder", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run/student.safetensors").exists()
+
+
+# --- boxes -------------------------------------------------------------------------------------------------------------
+
+def boxed(root, count=5, **more):
+    """Images of a bright square on dark ground, with its box in COCO's form; `more` changes what the file says."""
+    told = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "green"}, {"id": 3, "name": "red"}]}
+    root.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        array = np.random.default_rng(n).integers(0, 60, (48, 64, 3), dtype=np.uint8)
+        array[8:28, 4 + 4 * n : 28 + 4 * n, n % 2] = 250
+        Image.fromarray(array).save(root / f"{n}.png")
+        told["images"].append({"id": 10 + n, "file_name": f"{n}.png", "width": 64, "height": 48})
+        told["annotations"].append({"image_id": 10 + n, "category_id": (3, 7)[n % 2], "bbox": [4 + 4 * n, 8, 24, 20], "iscrowd": 0})
+    told["annotations"] += [{"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9]},
+                            {"image_id": 11, "category_id": 3, "bbox": [70, 5, 9, 9]},
+                            {"image_id": 12, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 1, "segmentation": {}}]
+    (root / "boxes.json").write_text(json.dumps(told | more))
+    return root
+
+
+def test_boxes_are_read_as_coco_says_them(tmp_path):
+    data = zoo.data(f"boxes:{boxed(tmp_path)}")
+    x, found = data[1]
+    assert x.shape == (3, 48, 64) and found.boxes.tolist() == [[8, 8, 32, 28]] and found.labels.tolist() == [1]
+    assert data.classes == ["red", "green"]                                  # in the order of their ids
+    x1, y1, x2, y2 = found.boxes[0].int().tolist()
+    assert x[1, y1:y2, x1:x2].min() > 0.9 and x[1, y1 - 1].max() < 0.5 and x[1, :, x2].max() < 0.5
+    assert data.words.endswith("5 images with boxes of 3 × 48 × 64, 2 classes, 5 boxes, 2 without area left out, 1 of crowds left out")
+    assert len(zoo.data(f"boxes:{tmp_path / 'boxes.json'}?images={tmp_path}")) == 5
+
+
+def test_boxes_go_with_their_images(tmp_path):
+    x, found = zoo.data(f"boxes:{boxed(tmp_path)}?size=24")[2]               # the middle 48 × 48 at a half
+    assert found.boxes.tolist() == [[(12 - 8) / 2, 4, (36 - 8) / 2, 14]] and x.shape == (3, 24, 24)
+    assert x[0, 5:13, 3:13].min() > 0.8 and x[0, 16:].max() < 0.5
+
+
+def test_splits_of_boxes_have_the_classes_of_the_training_data(tmp_path):
+    boxed(tmp_path / "train")
+    boxed(tmp_path / "valid", 2, categories=[{"id": 3, "name": "green"}, {"id": 7, "name": "red"}])
+    split = zoo.splits(f"boxes:{tmp_path}")
+    assert split.test.classes == ["red", "green"] and split.test[0][1].labels.tolist() == [1]
+    boxed(tmp_path / "valid", 2, categories=[{"id": 3, "name": "blue"}, {"id": 7, "name": "red"}])
+    with pytest.raises(Refused, match="category 'blue', which the training data have not"):
+        zoo.splits(f"boxes:{tmp_path}")
+
+
+@pytest.mark.parametrize(("more", "wrong", "remedy"), [
+    ({"images": []}, "has no images", "COCO's form"), ({"annotations": [{"image_id": 10}]}, "has no category_id", "COCO's form"),
+    ({"annotations": [{"image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2]}]}, "the image 99", "COCO's form"),
+    ({"annotations": [{"image_id": 10, "category_id": 4, "bbox": [1, 1, 2, 2]}]}, "category 4", "red"),
+    ({"annotations": [{"image_id": 10, "category_id": 3, "bbox": [1, 1, 2]}]}, "the box [1, 1, 2]", "[x, y, width, height]"),
+    ({"annotations": []}, "no box with an area", "COCO's form"),
+    ({"images": [{"id": 10, "file_name": "no.png"}], "annotations": []}, "such as no.png", "?images=FOLDER"),
+    ({"images": [{"id": 10, "file_name": "0.png", "width": 48, "height": 64}], "annotations": []}, "it is 48 × 64", "upright"),
+    ({"categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "red"}]}, "the name of another one", "its own")])
+def test_boxes_that_will_not_do_are_refused(tmp_path, more, wrong, remedy):
+    boxed(tmp_path, **more)
+    with pytest.raises(Refused) as error:
+        zoo.splits(f"boxes:{tmp_path}")
+    assert wrong in str(error.value) and remedy in str(error.value).partition("→")[2]
+
+
+def test_a_detector_learns_by_the_command_from_boxes_and_towers(tmp_path, capsys):
+    pytest.importorskip("torchvision")
+    boxed(tmp_path / "own", 6)
+    small = "small:detector?dim=8&widths=(4,8,8)&width=8&anchors=(16,24)&side=3&hidden=16&keep=(50,12)&sample=16"
+    run = ["run", "vild", "--student", small, "--tower", "clip:student?half=image", "--texts", "sentences?embedded=yes", "--data",
+           f"boxes:{tmp_path / 'own'}", "--side", "16", "--regions", "8", "--batch", "2", "--steps-propose", "2", "--steps-embed", "3",
+           "--steps", "3", "--quiet", "--folder", str(tmp_path / "run")]
+    assert main(run) == 0
+    out = capsys.readouterr().out
+    assert "4 images with boxes of 3 × 48 × 64" in out
+    assert len(zoo.model(f"run:{tmp_path / 'run'}").embeds) == 2
