@@ -59,7 +59,8 @@ def test_a_language_model_is_the_one_that_was_saved(home):
     again = zoo.models.rebuild(net.origin)
     again.load_state_dict(net.state_dict())
     assert torch.equal(again.eval()(ids).logits, net(ids).logits)
-    assert zoo.model("lm:student?fresh=yes").drawn and zoo.model("lm:student?fresh=yes&num_hidden_layers=2").config.num_hidden_layers == 2
+    deeper = zoo.model("lm:student?fresh=yes&num_hidden_layers=2")
+    assert deeper.drawn and deeper.config.num_hidden_layers == 2
 
 
 def test_what_is_no_language_model_is_refused(tmp_path):
@@ -72,8 +73,9 @@ def test_what_is_no_language_model_is_refused(tmp_path):
 
 # --- what they read ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("spec", ["prompts:sums.jsonl?tokenizer=student", "prompts:sums.csv?tokenizer=student&prompt=ask&answer=gold"])
-def test_prompts_are_padded_on_the_left_beside_their_answers(spec):
+@pytest.mark.parametrize("file", ["sums.jsonl?", "sums.csv?prompt=ask&answer=gold&"])
+def test_prompts_are_padded_on_the_left_beside_their_answers(file):
+    spec = f"prompts:{file}tokenizer=student"
     data = zoo.data(spec)
     assert len(data) == 28 and data.shape == (5,)
     ids, answer = data[0]
@@ -89,7 +91,8 @@ def test_prompts_are_padded_by_what_the_model_takes_for_padding(home, tmp_path):
     config = json.loads((home / "student/config.json").read_text()) | {"pad_token_id": None, "eos_token_id": [7, 1]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     net = zoo.model(f"lm:{tmp_path}?fresh=yes")
-    assert zoo.data(f"prompts:sums.jsonl?tokenizer={tmp_path}")[0][0][0] == 7 == text.special(net)[1] == language.padding(str(tmp_path))
+    assert 7 == text.special(net)[1] == language.padding(str(tmp_path))
+    assert zoo.data(f"prompts:sums.jsonl?tokenizer={tmp_path}")[0][0][0] == 7
 
 
 def test_a_text_is_cut_into_blocks_and_nothing_stands_behind_its_end(tmp_path):
@@ -149,8 +152,8 @@ def test_rules_that_will_not_do_are_refused(spec, wrong, remedy):
 # --- by the command ----------------------------------------------------------------------------------------------------
 
 def test_kdrl_learns_by_the_command_from_questions_of_ones_own(tmp_path, capsys):
-    run = ["run", "kdrl", "--student", "lm:student", "--teacher", "lm:teacher", "--data", "prompts:sums.jsonl", "--reward", "number",
-           "--steps", "2", "--batch", "4", "--group", "2", "--length", "3", "--lr", "1e-3", "--quiet"]
+    run = ["run", "kdrl", "--student", "lm:student", "--teacher", "lm:teacher", "--data", "prompts:sums.jsonl", "--reward",
+           "number", "--steps", "2", "--batch", "4", "--group", "2", "--length", "3", "--lr", "1e-3", "--quiet"]
     assert main([*run, "--folder", str(tmp_path / "run")]) == 0
     assert "kdrl on sums.jsonl: 22 prompts of 5" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
@@ -175,5 +178,6 @@ def test_three_language_models_are_merged_by_the_command(tmp_path):
         transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained("student")).save_pretrained(tmp_path / str(n))
     assert main(["run", "balanced_actor_init", "--base", f"lm:{tmp_path}/0", "--instructed", f"lm:{tmp_path}/1", "--distilled",
                  f"lm:{tmp_path}/2", "--quiet", "--folder", str(tmp_path / "run")]) == 0
-    made, *three = (zoo.model(spec).lm_head.weight for spec in (f"run:{tmp_path / 'run'}", *(f"lm:{tmp_path}/{n}" for n in range(3))))
+    specs = [f"run:{tmp_path}/run", *(f"lm:{tmp_path}/{n}" for n in range(3))]
+    made, *three = (zoo.model(spec).lm_head.weight for spec in specs)
     torch.testing.assert_close(made, 0.1 * three[0] + 0.45 * three[1] + 0.45 * three[2])

@@ -114,12 +114,12 @@ def test_a_damaged_mask_is_left_out_where_that_is_asked(tmp_path):
 def test_a_segmenter_is_taught_then_teaches_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene(tmp_path / "own", 10, top=1)
-    data = ["--data", "masks:own", "--quiet"]
-    assert main(["teach", "--student", "small:segmenter?widths=(4,8)&width=4", *data, "--steps", "30", "--batch", "4", "--folder",
-                 "teacher"]) == 0
+    data = ["--data", "masks:own", "--quiet", "--batch", "4"]
+    assert main(["teach", "--student", "small:segmenter?widths=(4,8)&width=4", *data, "--steps", "30",
+                 "--folder", "teacher"]) == 0
     assert "% mIoU of 1 test images" in capsys.readouterr().out
-    assert main(["run", "acam_kd", "--teacher", "run:teacher", "--student", "small:segmenter?widths=(4,)&width=4", *data, "--steps",
-                 "3", "--batch", "4", "--folder", "small"]) == 0
+    assert main(["run", "acam_kd", "--teacher", "run:teacher", "--student", "small:segmenter?widths=(4,)&width=4", *data,
+                 "--steps", "3", "--folder", "small"]) == 0
     said = json.loads((tmp_path / "small/run.json").read_text())
     assert "8 images with masks of 3 × 16 × 24, 2 classes" in said["data"]["words"] and 0 <= said["result"]["mIoU"] <= 100
     assert zoo.model("run:small")(torch.rand(1, 3, 16, 24)).shape == (1, 2, 16, 24)

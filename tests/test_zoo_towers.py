@@ -14,28 +14,26 @@ from stillroom.errors import Refused
 
 pytest.importorskip("transformers")
 transformers = _compat.package("transformers")
-WORDS = ["a", "photo", "sketch", "of", "red", "green", "blue", "big", "cat", "."]
+LETTERS = "abcdefghijklmnopqrstuvwxyz."
+SIGNS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+WORDS = {sign: n for n, sign in enumerate(SIGNS)}
+TWO = "template=a photo of a {}.|a sketch of a {}."
+START, END = len(WORDS) - 2, len(WORDS) - 1
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Two CLIPs of one tokenizer, the teacher wider, with their scale; a folder of coloured images."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     home = tmp_path_factory.mktemp("towers")
-    signs = ["<pad>", *WORDS, "<start>", "<end>"]
-    made = Tokenizer(models.WordLevel({sign: n for n, sign in enumerate(signs)}, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing("<start> $A <end>", special_tokens=[("<start>", 11), ("<end>", 12)])
     for name, dim in (("student", 16), ("teacher", 32)):
         torch.manual_seed(dim)
         about = {"hidden_size": dim, "intermediate_size": dim, "num_hidden_layers": 2, "num_attention_heads": 2}
         config = transformers.CLIPConfig(
-            text_config={**about, "vocab_size": 13, "max_position_embeddings": 12, "pad_token_id": 0, "bos_token_id": 11,
-                         "eos_token_id": 12},
+            text_config={**about, "vocab_size": len(WORDS), "max_position_embeddings": 24, "pad_token_id": END,
+                         "bos_token_id": START, "eos_token_id": END},
             vision_config={**about, "image_size": 16, "patch_size": 8}, projection_dim=8)
         transformers.CLIPModel(config).save_pretrained(home / name)
-        transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>").save_pretrained(home / name)
+        transformers.CLIPTokenizer(vocab=WORDS, merges=[]).save_pretrained(home / name)
         (home / name / "preprocessor_config.json").write_text(json.dumps(
             {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "size": {"shortest_edge": 16}}))
     for at, name in enumerate(("red", "green", "big_cat")):
@@ -57,7 +55,7 @@ def here(home, monkeypatch):
 def test_both_towers_say_what_the_saved_model_says(home):
     own = transformers.CLIPModel.from_pretrained(home / "student").eval()
     net = zoo.model("clip:student", classes=3, size=16).eval()
-    x, ids = torch.rand(2, 3, 16, 16), torch.tensor([[11, 1, 2, 12], [11, 5, 12, 0]])
+    x, ids = torch.rand(2, 3, 16, 16), torch.tensor([[START, 1, 2, END], [START, 5, END, END]])
     scaled = (x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     with torch.no_grad():
         seen = own(input_ids=ids, pixel_values=scaled)
@@ -70,11 +68,10 @@ def test_both_towers_say_what_the_saved_model_says(home):
 
 
 def test_sentences_name_the_classes_of_the_data():
-    found = zoo.actor("Tensor", "sentences?template=a photo of a {}.|a sketch of a {}.", classes=["red", "big_cat"], speaks="student")
-    number = {word: n for n, word in enumerate(["<pad>", *WORDS, "<start>", "<end>"])}
-    assert found.shape == (2, 2, 9)
-    said = [11, *(number[w] for w in "a sketch of a big cat .".split()), 12]
-    assert found[1, 1].tolist() == said and found[0, 0].tolist()[-1] == 0
+    found = zoo.actor("Tensor", f"sentences?{TWO}", classes=["red", "big_cat"], speaks="student")
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in ("a", "sketch", "of", "a", "big", "cat", ".")]
+    assert found.shape == (2, 2, 19) and found[1, 1].tolist() == [START, *(WORDS[s] for word in words for s in word), END]
+    assert found[1, 0].tolist()[-2:] == [END, END]
     vectors = zoo.actor("Tensor", "sentences:student?embedded=yes&classes=red, green")
     tower = zoo.model("clip:student").eval()
     with torch.no_grad():
@@ -83,9 +80,10 @@ def test_sentences_name_the_classes_of_the_data():
 
 
 @pytest.mark.parametrize(("spec", "context", "wrong", "remedy"), [
-    ("sentences", {"speaks": "student"}, "knows no classes", "?classes="), ("sentences", {"classes": ["a"]}, "two-tower", "clip:FOLDER"),
-    ("sentences?template=a cat", {"classes": ["a"], "speaks": "student"}, "no one place", "{}"),
-    ("sentences?temp=1", {"classes": ["a"], "speaks": "student"}, "no option 'temp'", "template")])
+    ("sentences:student", {}, "knows no classes", "?classes="), ("sentences", {"classes": ["a"]}, "two-tower", "clip:FOLDER"),
+    ("sentences:student?template=a cat", {"classes": ["a"]}, "no one place", "{}"),
+    ("sentences:student?template=a very long template with a {} in it", {"classes": ["a"]}, "student reads 24", "shorter"),
+    ("sentences:student?temp=1", {"classes": ["a"]}, "no option 'temp'", "template")])
 def test_sentences_that_will_not_do_are_refused(spec, context, wrong, remedy):
     with pytest.raises(Refused) as error:
         zoo.actor("Tensor", spec, **context)
@@ -110,8 +108,8 @@ def test_prompts_are_distilled_by_the_command(tmp_path, capsys):
 
 def test_prompts_of_both_towers_are_tuned_by_the_command(tmp_path):
     assert main(["run", "prompt_src", "--student", "clip:student", "--data", "folder:own", "--texts",
-                 "sentences?template=a photo of a {}.|a sketch of a {}.", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4",
-                 "--quiet", "--folder", str(tmp_path / "run")]) == 0
+                 f"sentences?{TWO}", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4", "--quiet", "--folder",
+                 str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/student.safetensors").exists()
 
 
@@ -126,7 +124,7 @@ def boxed(root, count=5, **more):
         array[8:28, 4 + 4 * n : 28 + 4 * n, n % 2] = 250
         Image.fromarray(array).save(root / f"{n}.png")
         told["images"].append({"id": 10 + n, "file_name": f"{n}.png", "width": 64, "height": 48})
-        told["annotations"].append({"image_id": 10 + n, "category_id": (3, 7)[n % 2], "bbox": [4 + 4 * n, 8, 24, 20], "iscrowd": 0})
+        told["annotations"].append({"image_id": 10 + n, "category_id": (3, 7)[n % 2], "bbox": [4 + 4 * n, 8, 24, 20]})
     told["annotations"] += [{"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9]},
                             {"image_id": 11, "category_id": 3, "bbox": [70, 5, 9, 9]},
                             {"image_id": 12, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 1, "segmentation": {}}]
@@ -141,7 +139,8 @@ def test_boxes_are_read_as_coco_says_them(tmp_path):
     assert data.classes == ["red", "green"]                                  # in the order of their ids
     x1, y1, x2, y2 = found.boxes[0].int().tolist()
     assert x[1, y1:y2, x1:x2].min() > 0.9 and x[1, y1 - 1].max() < 0.5 and x[1, :, x2].max() < 0.5
-    assert data.words.endswith("5 images with boxes of 3 × 48 × 64, 2 classes, 5 boxes, 2 without area left out, 1 of crowds left out")
+    assert data.words == ("boxes.json: 5 images with boxes of 3 × 48 × 64, 2 classes, 2 boxes without area left out, "
+                          "1 of crowds left out")
     assert len(zoo.data(f"boxes:{tmp_path / 'boxes.json'}?images={tmp_path}")) == 5
 
 
@@ -181,9 +180,9 @@ def test_a_detector_learns_by_the_command_from_boxes_and_towers(tmp_path, capsys
     pytest.importorskip("torchvision")
     boxed(tmp_path / "own", 6)
     small = "small:detector?dim=8&widths=(4,8,8)&width=8&anchors=(16,24)&side=3&hidden=16&keep=(50,12)&sample=16"
-    run = ["run", "vild", "--student", small, "--tower", "clip:student?half=image", "--texts", "sentences?embedded=yes", "--data",
-           f"boxes:{tmp_path / 'own'}", "--side", "16", "--regions", "8", "--batch", "2", "--steps-propose", "2", "--steps-embed", "3",
-           "--steps", "3", "--quiet", "--folder", str(tmp_path / "run")]
+    run = ["run", "vild", "--student", small, "--tower", "clip:student?half=image", "--texts", "sentences?embedded=yes",
+           "--data", f"boxes:{tmp_path / 'own'}", "--side", "16", "--regions", "8", "--batch", "2", "--steps-propose", "2",
+           "--steps-embed", "3", "--steps", "3", "--quiet", "--folder", str(tmp_path / "run")]
     assert main(run) == 0
     out = capsys.readouterr().out
     assert "4 images with boxes of 3 × 48 × 64" in out

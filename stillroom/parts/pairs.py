@@ -10,8 +10,8 @@ from stillroom.parts.losses.logits import UNLABELLED
 
 
 def by_label(data) -> tuple[TensorDataset, TensorDataset] | tuple[Subset, Subset]:
-    """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists; where
-    it is None, answers are no classes (masks, boxes), and all samples count as labelled."""
+    """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists; None
+    says that answers are no classes but masks or boxes: then all samples count as labelled."""
     if getattr(data, "targets", ...) is None:
         return Subset(data, range(len(data))), Subset(data, ())
     if isinstance(data, TensorDataset):

@@ -26,13 +26,13 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     Nodes             planetoid:NAME, hypergraph:NAME, or what file:PATH.py:callable returns, PyTorch Geometric's too
     Env, Envs         a world: gym:ID
     Tensor            npz:PATH?array=NAME, `sentences` about the classes, or all images of a data set
-    Callable          file:PATH.py:callable, not called; a reward: number, exact, matching:EXPRESSION; a detector: patterns, nothing
+    Callable          file:PATH.py:callable, not called; rewards: number, exact, matching:EXPRESSION; detectors: patterns, nothing
     Oracle            a teacher that only answers: oracle:URL#MODEL, or oracle:file:PATH.py:callable
     Space, Ontology, Task  what file:PATH.py:callable returns, called with its options
     int, float, str   the value itself
 
     context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data;
-    `speaks`, the folder or name of a language model whose tokenizer reads and writes where a name says no other. Raises `Refused`.
+    `speaks`, folder or name of the model whose tokenizer reads and writes where a name says no other. Raises `Refused`.
     """
     unknown = [k for k in context if k not in (*MODEL, *DATA, "speaks")]
     if unknown:

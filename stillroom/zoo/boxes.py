@@ -32,8 +32,11 @@ def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
         return {"all": partial(_read, path, home, None, size, channels, skip)}
     if options["images"]:
         raise Refused(f"{asked} takes no images=", f"it goes with a file: boxes:FILE.json?images=FOLDER; {LAYOUT}")
-    return folders.by_split(folders.there(asked, f"name a JSON file of boxes, or a folder: {LAYOUT}"),
-                            lambda folder, *told: _read(_one_file(folder), _beside(folder), *told, skip), size, channels)
+    root = folders.there(asked, f"name a JSON file of boxes, or a folder: {LAYOUT}")
+
+    def read(folder: Path, classes: list[str] | None, size: Any, channels: Any) -> Answered:
+        return _read(_one_file(folder), _beside(folder), classes, size, channels, skip)
+    return folders.by_split(root, read, size, channels)
 
 
 def _one_file(folder: Path) -> Path:
@@ -65,7 +68,7 @@ def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels
         if box["category_id"] not in number:
             strange = next((str(c["name"]) for c in told["categories"] if c["id"] == box["category_id"]), None)
             raise Refused(f"{file} has a box of the category {strange or box['category_id']!r}, which "
-                          f"{'the training data have' if strange else 'it has'} not", near(str(strange), classes or names, "known"))
+                          f"{'the training data have' if strange else 'it names'} not", near(str(strange), classes or names))
         boxes[box["image_id"]].append((_corners(box["bbox"], file), number[box["category_id"]]))
     files, held = [home / str(image["file_name"]) for image in rows.values()], list(boxes.values())
     missing = [f.name for f in files if not f.is_file()]
@@ -84,12 +87,11 @@ def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels
     lost = sum(len(held[i]) - len(found.labels) for i, found in zip(good, placed, strict=True))
     if not any(len(found.labels) for found in placed):
         raise Refused(f"{file} has no box with an area on any image", FORM)
-    left = [f"{sum(len(found.labels) for found in placed):,} boxes"]
-    left += [f"{n} {what} left out" for n, what in ((lost, "without area"), (crowds, "of crowds"), (len(files) - len(good), "corrupt"))
-             if n]
+    gone = ((lost, "boxes without area"), (crowds, "of crowds"), (len(files) - len(good), "corrupt images"))
+    left = ", ".join(f"{n:,} {what} left out" for n, what in gone if n)
     content = repr([(files[i].name, seen[i].digest, held[i]) for i in good])
-    return Answered(partial(_sample, [str(files[i]) for i in good], placed, shape), len(good), classes or names,
-                    file.stem if file.parent == home else home.name, shape, content, "images with boxes", left_out=", ".join(left))
+    return Answered(partial(_sample, [str(files[i]) for i in good], placed, shape), len(good), classes or names, file.name, shape,
+                    content, "images with boxes", left_out=left)
 
 
 def _told(file: Path) -> dict[str, Any]:

@@ -66,13 +66,15 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
                 shape, content, left_out=len(files) - len(good))
 
 
-def listed(root: Path, suffixes: tuple[str, ...] = images.SUFFIXES, what: str = "images") -> tuple[list[Path], list[int], list[str]]:
+def listed(root: Path, suffixes: tuple[str, ...] = images.SUFFIXES,
+           what: str = "images") -> tuple[list[Path], list[int], list[str]]:
     """Files below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none. Raises `Refused`."""
     alone = below(root, False, suffixes)
     holding = {p.name: below(p, True, suffixes) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     if not any(holding.values()):
         if not alone:
-            raise Refused(f"{root} holds no {what}", f"a folder per class with {what} inside, or {what} alone ({', '.join(suffixes)})")
+            raise Refused(f"{root} holds no {what}",
+                          f"a folder per class with {what} inside, or {what} alone ({', '.join(suffixes)})")
         return alone, [UNLABELLED] * len(alone), []
     empty = [name for name, found in holding.items() if not found]
     if empty:

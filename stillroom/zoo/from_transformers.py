@@ -1,5 +1,5 @@
 """Models of transformers: a folder, a name of the hub, or a configuration. They classify images or texts (hf:), go on with texts
-(lm:), or are two towers (clip:). No foreign code is run."""
+(lm:), are two towers (clip:), or hear (speech:). No foreign code is run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from stillroom._compat import package
 from stillroom.errors import Refused
-from stillroom.models import towers
+from stillroom.models import hubert, towers
 from stillroom.zoo import from_timm, weights
 from stillroom.zoo.built import IMAGENET, Built, Scale, Wish, first_line, not_built
 from stillroom.zoo.specs import Spec, near
@@ -20,6 +20,7 @@ FOREIGN = ("auto_map", "quantization_config", "torch_dtype", "dtype", "attn_impl
            "_attn_implementation_internal", "_name_or_path", "transformers_version", "use_kernels")     # code, or no part of it
 
 
+WAYS: dict[str, Callable[[Any], Module]] = {"": lambda net: net, "slices": hubert.like, "mean": hubert.MeanStates}
 Make = Callable[[dict[str, Any], Spec, Wish, str | None], Built]      # of configuration, name, wish and source of weights
 
 
@@ -72,7 +73,8 @@ def language(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -
 
 
 def two_towers(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:
-    """A `TwoTowers` with the halves of CLIP or of a model built like it, or `?half=image` alone; images come in [0, 1]."""
+    """A `TwoTowers` with the halves of CLIP or of a model built like it, or `?half=image` alone, which may see crops and not the
+    data; images come in [0, 1]."""
     options = dict(asked.options)
     half = options.pop("half", None)
     asked = asked._replace(options=options)
@@ -83,6 +85,7 @@ def two_towers(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None)
 
     if not hasattr(config, "vision_config") or type(config) not in AutoModel._model_mapping:
         raise Refused(f"{asked}: a {config.model_type!r} has no two towers", "name a CLIP")
+    wish = wish._replace(size=None) if half else wish
     _fit(config.vision_config, asked, wish, source)
     net, drawn = _made(AutoModel, config, source, asked, wish)
     pair = towers.towers(net)
@@ -91,6 +94,23 @@ def two_towers(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None)
     expects = (getattr(config.vision_config, "num_channels", 3), *size) if size else None
     return Built(pair.image if half else pair, f"clip:{asked.name}", {"half": half} if half else {}, None, None, expects, scale,
                  drawn, _kept(config))
+
+
+def speech(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:
+    """An encoder of waves [batch, samples], a HuBERT or its kin, called as it is; `?as=slices`: as a `models.hubert.Hubert`;
+    `?as=mean`: the mean of its hidden states, [batch, frames, dim]."""
+    options = dict(asked.options)
+    way = options.pop("as", "")
+    asked = asked._replace(options=options)
+    if way not in WAYS:
+        raise Refused(f"{asked}: as={way}", "as=slices or as=mean, or the model as it is")
+    config = _configuration(raw, asked)
+    from transformers import AutoModel
+
+    if not hasattr(config, "conv_kernel") or type(config) not in AutoModel._model_mapping:
+        raise Refused(f"{asked}: a {config.model_type!r} reads no waves", "name a HuBERT")
+    net, drawn = _made(AutoModel, config, source, asked, wish)
+    return Built(WAYS[way](net), f"speech:{asked.name}", {"as": way} if way else {}, None, drawn=drawn, config=_kept(config))
 
 
 def _made(auto: Any, config: Any, source: str | None, asked: Spec, wish: Wish) -> tuple[Module, bool]:
@@ -114,7 +134,8 @@ def classifier(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None)
     image = type(config) in AutoModelForImageClassification._model_mapping and "Sequence" not in str(config.architectures)
     auto: Any = AutoModelForImageClassification if image else AutoModelForSequenceClassification
     if type(config) not in auto._model_mapping:
-        raise Refused(f"{asked}: transformers has no classifier of type {config.model_type!r}", "name a model that classifies images or texts")
+        raise Refused(f"{asked}: transformers has no classifier of type {config.model_type!r}",
+                      "name a model that classifies images or texts")
     names = _names(config)
     if wish.classes is not None and (source is None or wish.classes != config.num_labels):
         config.num_labels, names = wish.classes, wish.names
@@ -139,7 +160,8 @@ def _net(auto: Any, config: Any, source: str | None, asked: Spec) -> tuple[Modul
         net, told = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True,
                                          ignore_mismatched_sizes=True, trust_remote_code=False, output_loading_info=True)
     fresh = {*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}
-    body = sorted(k for k in fresh if k.startswith(f"{net.base_model_prefix}.") and ".pooler." not in k)
+    inside = "" if net.base_model is net else f"{net.base_model_prefix}."
+    body = sorted(k for k in fresh if k.startswith(inside) and ".pooler." not in k and k != "masked_spec_embed")
     if body:
         some = ", ".join(body[:3]) + (" …" if body[3:] else "")
         raise Refused(f"the weights in {source} do not fit {type(net).__name__}: {some} would stay untrained",

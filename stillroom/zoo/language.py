@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stillroom._compat import package
@@ -23,6 +25,7 @@ from stillroom.zoo.specs import Spec, parse, take
 READ = ("prompts", "passages")       # data that a language model's tokenizer makes numbers of
 SPEAK = ("lm", "clip")               # models that come with one
 RULES = {"exact": verifiers.exact, "number": verifiers.number}
+LINE = '{"prompt": "…", "answer": "…"} a line'
 CALLABLES = (*RULES, "matching", "patterns", "nothing")
 
 
@@ -48,34 +51,43 @@ def told(spec: str, speaks: str) -> str:
         speaks and asked.kind in READ and "tokenizer" not in asked.options) else spec
 
 
-@cache
 def tokenizer(name: str) -> Any:
     """The tokenizer in a model's folder, or of a name of the hub; none of the code that came with it is run. Raises `Refused`."""
+    folder = Path(name).expanduser()
+    return _tokenizer(str(folder.resolve()) if folder.is_dir() else name)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
     transformers = package("transformers")
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise Refused(f"the tokenizer {name} does not work: {first_line(error)}", "name a folder that holds tokenizer.json") from error
+        raise Refused(f"the tokenizer {name} does not work: {first_line(error)}",
+                      "name a folder that holds tokenizer.json") from error
 
 
 def _of(asked: Spec | str, name: Any) -> Any:
     if not name:
-        raise Refused(f"{asked} needs a tokenizer", f"name a model that comes with one (lm:FOLDER), or the folder of its tokenizer: "
-                      f"{asked}?tokenizer=FOLDER")
+        raise Refused(f"{asked} needs a tokenizer",
+                      f"name a model that comes with one, lm:FOLDER, or the tokenizer's folder: {asked}?tokenizer=FOLDER")
     return tokenizer(str(name))
 
 
 def padding(name: str) -> int:
     """The id that pads prompts, as `parts.text.special` reads it off the model in the same folder; else the tokenizer's own."""
-    folder, found = Path(name).expanduser(), {}
-    for file in ("config.json", "generation_config.json"):
-        at = folder / file if folder.is_dir() else hub_file(name, file, Spec("lm", name, {}), needed=False)
-        if at and Path(at).is_file():
-            found |= {k: v for k, v in weights.configuration(at).items() if v is not None}
+    found = _about(name, "config.json") | _about(name, "generation_config.json")
     ends = found.get("eos_token_id")
     own = tokenizer(name)
     known = (found.get("pad_token_id"), ends[0] if isinstance(ends, list) else ends, own.pad_token_id, own.eos_token_id)
     return next((int(one) for one in known if one is not None), 0)
+
+
+def _about(name: str, file: str) -> dict[str, Any]:
+    """What a file of a model says, but for nulls; {} where there is none."""
+    folder = Path(name).expanduser()
+    at = folder / file if folder.is_dir() else hub_file(name, file, Spec("lm", name, {}), needed=False)
+    return {k: v for k, v in weights.configuration(at).items() if v is not None} if at and Path(at).is_file() else {}
 
 
 # --- data --------------------------------------------------------------------------------------------------------------
@@ -85,7 +97,7 @@ def prompts(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Giv
     `prompt` and `answer`, or of a folder with train, valid and test. Raises `Refused`."""
     options = take(asked.options, {"tokenizer": "", "length": 1024, "prompt": "prompt", "answer": "answer"}, asked)
     _of(asked, options["tokenizer"])
-    return _files(asked, (".jsonl", ".csv"), "a JSONL or CSV file with columns prompt and answer", partial(_prompts, asked, options))
+    return _files(asked, (".jsonl", ".csv"), "a JSONL or CSV file of prompts and answers", partial(_prompts, asked, options))
 
 
 def _prompts(asked: Spec, options: dict[str, Any], file: Path) -> Answered:
@@ -97,8 +109,9 @@ def _prompts(asked: Spec, options: dict[str, Any], file: Path) -> Answered:
     ids = [speaks(ask)["input_ids"] for ask in asks]
     width = max(map(len, ids))
     if width > options["length"]:
-        raise Refused(f"{sum(len(row) > options['length'] for row in ids)} prompts of {file} have more than {options['length']} tokens, "
-                      f"the longest {width}", f"shorten them, or allow it: length={width}")
+        long = sum(len(row) > options["length"] for row in ids)
+        raise Refused(f"{long} prompts of {file} have more than {options['length']} tokens, the longest {width}",
+                      f"shorten them, or allow it: length={width}")
     pad = padding(str(options["tokenizer"]))
     held = torch.tensor([[pad] * (width - len(row)) + row for row in ids])                    # [prompts, width]
     if (held[:, -1] == pad).any():
@@ -126,7 +139,7 @@ def _passages(options: dict[str, Any], file: Path) -> Arrays:
     ids = torch.tensor(speaks(_text(file), verbose=False)["input_ids"], dtype=torch.long)
     if not len(ids):
         raise Refused(f"{file} is empty", "name a file of text")
-    blocks = torch.full((-(-len(ids) // length) * length,), UNLABELLED).index_copy(0, torch.arange(len(ids)), ids).view(-1, length)
+    blocks = F.pad(ids, (0, -len(ids) % length), value=UNLABELLED).view(-1, length)
     return Arrays(blocks, torch.full((len(blocks),), UNLABELLED), [], file.name)
 
 
@@ -134,10 +147,11 @@ def _files(asked: Spec, suffixes: Sequence[str], what: str, read: Callable[[Path
     """One file, or those of a folder by the splits that they are called after."""
     path = Path(asked.name).expanduser()
     if path.is_dir():
-        parts = {SPLITS[f.stem.lower()]: partial(read, f) for f in sorted(path.iterdir())
-                 if f.suffix.lower() in suffixes and f.stem.lower() in SPLITS}
+        parts: Given = {SPLITS[f.stem.lower()]: partial(read, f) for f in sorted(path.iterdir())
+                        if f.suffix.lower() in suffixes and f.stem.lower() in SPLITS}
         if "train" not in parts:
-            raise Refused(f"{path} holds no train{' or train'.join(suffixes)}", f"name {what}, or a folder with train, valid, test")
+            raise Refused(f"{path} holds no train{' or train'.join(suffixes)}",
+                          f"name {what}, or a folder with train, valid, test")
         return parts
     if not path.is_file() or path.suffix.lower() not in suffixes:
         wrong = f"is no {' or '.join(suffixes)} file" if path.is_file() else "does not exist"
@@ -159,9 +173,9 @@ def _row(line: str, number: int, file: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise Refused(f"line {number} of {file} is no JSON: {first_line(error)}", '{"prompt": "…", "answer": "…"} a line') from error
+        raise Refused(f"line {number} of {file} is no JSON: {first_line(error)}", LINE) from error
     if not isinstance(row, dict):
-        raise Refused(f"line {number} of {file} is no object", '{"prompt": "…", "answer": "…"} a line')
+        raise Refused(f"line {number} of {file} is no object", LINE)
     return row
 
 
@@ -187,15 +201,13 @@ def named(spec: str, speaks: str) -> Callable[..., Tensor]:
     or a detector of `parts.private`: `patterns`, which finds digits, addresses and the words of `?names=ann,bo`, or `nothing`.
     `?tokenizer=FOLDER` where no `lm:` plays. Raises `Refused`."""
     if spec.startswith("matching:"):
-        import re
-
         pattern = spec.removeprefix("matching:")
         try:
             groups = re.compile(pattern).groups
         except re.error as error:
-            raise Refused(f"{pattern!r} is no regular expression: {error}", "such as 'matching:<answer>(.*?)</answer>'") from error
+            raise Refused(f"{pattern!r} is no regular expression: {error}", "matching:<answer>(.*?)</answer>") from error
         if not groups:
-            raise Refused(f"{pattern!r} has no group", "put the answer in brackets: 'matching:<answer>(.*?)</answer>'")
+            raise Refused(f"{pattern!r} has no group", "put the answer in brackets: matching:<answer>(.*?)</answer>")
         return verifiers.graded(_decode(_of("matching:…", speaks)), verifiers.matching(pattern))
     asked = parse(spec)
     if asked.kind not in CALLABLES or asked.name:
@@ -227,7 +239,7 @@ def sentences(asked: Spec, classes: Sequence[str] | None, speaks: str) -> Tensor
     """Tokens of a sentence for each class and template, [classes, sentences, length], by the tokenizer of a two-tower model; with
     `?embedded=yes` what its text tower makes of them, the mean of unit vectors a class, [classes, width].
 
-    `?template=a photo of a {}.|a drawing of a {}.` · `?classes=cat,dog` where the data do not name them · `sentences:FOLDER` where
+    `?template=a photo of a {}.|a drawing of a {}.`, `?classes=cat,dog` where the data do not name them, `sentences:FOLDER` where
     no `clip:` plays. Raises `Refused`."""
     options = take(asked.options, {"template": "a photo of a {}.", "classes": "", "embedded": False}, asked)
     names = [name.strip() for name in str(options["classes"]).split(",") if name.strip()] or list(classes or ())
@@ -235,18 +247,23 @@ def sentences(asked: Spec, classes: Sequence[str] | None, speaks: str) -> Tensor
     if not names:
         raise Refused(f"{asked} knows no classes: the data have none", f"name them: {asked}?classes=cat,dog")
     if not name:
-        raise Refused(f"{asked} needs the tokenizer of a two-tower model", "let a clip:FOLDER play, or name its folder: sentences:FOLDER")
+        raise Refused(f"{asked} needs the tokenizer of a two-tower model",
+                      "let a clip:FOLDER play, or name one: sentences:FOLDER")
     templates = str(options["template"]).split("|")
     if any(template.count("{}") != 1 for template in templates):
         raise Refused(f"the template {options['template']!r} has no one place for the class", "template=a photo of a {}.")
     said = [template.format(name.replace("_", " ")) for name in names for template in templates]
     reader = tokenizer(name)
     tokens = reader(said, padding=True, return_tensors="pt")["input_ids"]
+    limit = _about(name, "config.json").get("text_config", {}).get("max_position_embeddings") or reader.model_max_length
+    if tokens.shape[1] > limit:
+        raise Refused(f"a sentence has {tokens.shape[1]} tokens, and {name} reads {limit}: {max(said, key=len)!r}",
+                      "a shorter template, or shorter names of classes")
     if not options["embedded"]:
         return tokens.view(len(names), len(templates), -1)
     from stillroom.zoo.models import model
 
     tower: Any = model(f"clip:{name}").eval()
     with torch.no_grad():
-        found = torch.nn.functional.normalize(tower.text(tokens), dim=-1)
+        found = F.normalize(tower.text(tokens), dim=-1)
     return found.view(len(names), len(templates), -1).mean(1)

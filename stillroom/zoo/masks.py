@@ -61,7 +61,8 @@ def _read(root: Path, classes: list[str] | None, size: Any, channels: Any, told:
     if not pairs:
         raise Refused(f"{root} holds no mask that can be read", LAYOUT)
     _refuse([f"{masks[i].name} is {_by(mask.size)}, its image {_by(seen[i].size)}" for i, mask in pairs
-             if mask.size != seen[i].size], f"masks of {root} are not of their image's size", "draw a mask on its image, pixel by pixel")
+             if mask.size != seen[i].size], f"masks of {root} are not of their image's size",
+            "draw a mask on its image, pixel by pixel")
     known = classes or told or [str(c) for c in range(1 + max((v for _, mask in pairs for v in mask.values), default=-1))]
     strange = {i: [v for v in mask.values if v >= len(known)] for i, mask in pairs}
     _refuse([f"{masks[i].name} has {wrong[0]}" for i, wrong in strange.items() if wrong],
@@ -94,7 +95,8 @@ def _paired(root: Path) -> tuple[list[Path], list[Any]]:
             raise Refused(f"{drawn} holds two masks called {stem}", "keep one of them")
         by_stem[stem] = mask
     stems = [f.relative_to(own).with_suffix("").as_posix() for f in files]
-    _refuse([f.name for f, stem in zip(files, stems, strict=True) if stem not in by_stem], f"images of {own} have no mask in {drawn}",
+    _refuse([f.name for f, stem in zip(files, stems, strict=True) if stem not in by_stem],
+            f"images of {own} have no mask in {drawn}",
             "give each one by its name, or move images without a mask into `unlabelled`, beside `images`")
     bare = [f for word in folders.UNLABELLED_FOLDERS if (root / word).is_dir() for f in folders.below(root / word)]
     if not files:

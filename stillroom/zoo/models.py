@@ -14,7 +14,8 @@ from stillroom.zoo import from_files, from_timm, from_torchvision, from_transfor
 from stillroom.zoo.built import Built, Wish, finish, head_digest
 from stillroom.zoo.specs import Spec, near, parse
 
-OF_TRANSFORMERS = {"hf": from_transformers.classifier, "lm": from_transformers.language, "clip": from_transformers.two_towers}
+OF_TRANSFORMERS = {"hf": from_transformers.classifier, "lm": from_transformers.language,
+                   "clip": from_transformers.two_towers, "speech": from_transformers.speech}
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
     "timm": from_timm.build, "torchvision": from_torchvision.build,
     **{kind: partial(from_transformers.build, make=make) for kind, make in OF_TRANSFORMERS.items()},
@@ -28,12 +29,12 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
     timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · lm:NAME or FOLDER (a causal
-    language model of transformers) · clip:NAME or FOLDER (two towers; `?half=image`: that one) · file:PATH.py:callable ·
-    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn, small:segmenter, small:detector ·
-    field:mlp, field:table, field:planes, field:volume (radiance fields); options as
-    `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
-    `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
-    torch's global generator. A teacher's `?place=8bit`, `offload`, `blocks` or `blocks:N` says where its weights lie
+    language model) · clip:NAME or FOLDER (two towers; `?half=image`: that one) · speech:NAME or FOLDER (a HuBERT; `?as=slices`,
+    `?as=mean`) · file:PATH.py:callable · run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn,
+    small:segmenter, small:detector, small:codec, small:judges · field:mlp, field:table, field:planes, field:volume (radiance
+    fields); options as `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input
+    scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are
+    drawn from torch's global generator. A teacher's `?place=8bit`, `offload`, `blocks` or `blocks:N` says where its weights lie
     (`parts.placement`).
 
     classes     their number, or their names
@@ -86,7 +87,8 @@ def rebuild(origin: dict[str, Any]) -> Module:
             return ClassVectors(net, torch.ones(origin["shape"]), torch.ones(()), origin["dim"])
         x = torch.zeros(1, *origin["sample"])
         if origin["spec"] == "part:prompted":
-            return Prompted(headless(net, x)[0], x, origin["count"], origin["depth"])
+            tower = net if origin["model"].get("options", {}).get("half") else headless(net, x)[0]
+            return Prompted(tower, x, origin["count"], origin["depth"])
         if origin["spec"] == "part:proxies":
             return Proxies(net, x, origin["temperature"])
         return Subclasses(net, x, origin["count"]) if origin["spec"] == "part:subclasses" else TwoHeads(net, x)

@@ -91,8 +91,8 @@ class Answered(Dataset):
 
     targets = None
 
-    def __init__(self, read: Callable[[int], tuple[Any, Any]], count: int, classes: Sequence[str], name: str, shape: tuple[int, ...],
-                 content: str, kind: str, index: Tensor | None = None, left_out: str = ""):
+    def __init__(self, read: Callable[[int], tuple[Any, Any]], count: int, classes: Sequence[str], name: str,
+                 shape: tuple[int, ...], content: str, kind: str, index: Tensor | None = None, left_out: str = ""):
         self.read, self.classes, self.name, self.shape = read, list(classes), name, shape
         self.content, self.kind, self.left_out = content, kind, left_out
         self.index = torch.arange(count) if index is None else index
@@ -125,7 +125,7 @@ Set = Arrays | Lazy | Answered
 Given = dict[str, Callable[[], Set]]         # splits that data come with; {"all": …} when they come in one piece
 
 
-def few_labels(data: Arrays | Lazy, labels: int, seed: int) -> Set:
+def few_labels(data: Arrays | Lazy, labels: int, seed: int) -> Arrays | Lazy:
     """`labels` of the labels, evenly over the classes; the other samples stay without."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     each, more = divmod(labels, len(data.classes))
@@ -133,7 +133,7 @@ def few_labels(data: Arrays | Lazy, labels: int, seed: int) -> Set:
     return data.relabelled(torch.full_like(data.targets, UNLABELLED).index_copy(0, kept, data.targets[kept]))
 
 
-def noisy_labels(data: Arrays | Lazy, share: float, seed: int) -> Set:
+def noisy_labels(data: Arrays | Lazy, share: float, seed: int) -> Arrays | Lazy:
     """A `share` of the labels drawn evenly from the other classes."""
     draw, count = torch.Generator().manual_seed(seed), len(data.classes)
     wrong = (torch.rand(len(data), generator=draw) < share) & (data.targets != UNLABELLED)

@@ -50,12 +50,14 @@ def _clips(root: Path, classes: list[str] | None, length: int | None, seconds: f
         raise Refused(f"the wav files of {root} have {' and '.join(map(str, rates)) or 'no'} samples a second"
                       + (f", not {rate}" if rate else ""), "bring them to one rate: ffmpeg -i IN.wav -ar 16000 OUT.wav")
     if not seconds and length is None and len(lengths) > 1:
-        raise Refused(f"the wav files of {root} differ in length, from {lengths[0] / rates[0]:.3g} to {lengths[-1] / rates[0]:.3g} s",
-                      f"say one: ?seconds={lengths[-1] / rates[0]:.3g}; longer ones are cut, shorter ones filled with silence")
+        least, most = (n / rates[0] for n in (lengths[0], lengths[-1]))
+        raise Refused(f"the wav files of {root} differ in length, from {least:.3g} to {most:.3g} s",
+                      f"say one: ?seconds={most:.3g}; longer ones are cut, shorter ones filled with silence")
     length = round(seconds * rates[0]) if seconds else length or lengths[0]
     if length < 1:
         raise Refused(f"seconds={seconds}", "above 0")
-    content = repr([(files[i].relative_to(root).as_posix(), blake2b(files[i].read_bytes(), digest_size=8).digest()) for i in good])
+    content = repr([(files[i].relative_to(root).as_posix(), blake2b(files[i].read_bytes(), digest_size=8).digest())
+                    for i in good])
     return Lazy(partial(_clip, [str(files[i]) for i in good], length), torch.tensor(targets)[good],
                 names if classes is None else classes, f"{root.name}, {rates[0]:,} samples a second", (length,), content, "clips",
                 left_out=len(files) - len(good))
