@@ -154,7 +154,7 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
 
 def labelled(data: Any) -> int:
     """How many samples have a class; 0 of bare images, or where samples have something else than one class each."""
-    if data is None or isinstance(data, Tensor) or not len(data):
+    if data is None or isinstance(data, Tensor) or not len(data) or getattr(data, "targets", ...) is None:
         return 0
     try:
         y = targets(data)

@@ -30,7 +30,7 @@ OPTIONS = [
 ]
 NAMES = {            # what reads as an actor, in a line of help; all of it: docs/guides/names.md
     "Module": "timm:…, hf:…, lm:…, clip:…, speech:…, torchvision:…, small:…, run:FOLDER, file:PATH.py:callable",
-    "Dataset": "folder:…, masks:…, boxes:…, prompts:…, passages:…, wavs:…, hf:…, npz:…, digits, file:PATH.py:callable",
+    "Dataset": "folder:…, masks:…, boxes:…, prompts:…, passages:…, texts:…, wavs:…, hf:…, npz:…, digits, file:PATH.py:callable",
     "Callable": "number, exact, matching:EXPRESSION, patterns, nothing, file:PATH.py:callable",
     "Tensor": "npz:FILE?array=NAME, sentences, or the images of a data set",
 }

@@ -122,6 +122,19 @@ def test_prompts_that_will_not_do_are_refused(tmp_path, name, content, option, w
     assert wrong in str(error.value) and remedy in str(error.value).partition("→")[2]
 
 
+def test_texts_reach_a_recipe_by_the_command(tmp_path):
+    (tmp_path / "own.py").write_text("from stillroom.parts.concepts import Ontology\n\ndef signs():\n"
+                                     "    return Ontology({'fever': 'A', 'cough': 'B'}, {'A': 'T184', 'B': 'T184'})\n")
+    (tmp_path / "notes.txt").write_text("Fever and cough.\n\nNo fever.\nCough.\n" * 4)
+    data = zoo.data(f"texts:{tmp_path / 'notes.txt'}")
+    assert len(data) == 12 and data[1] == ("No fever.", -100) and data.words == "notes.txt: 12 texts, no labels"
+    (tmp_path / "rows.csv").write_text("note\nNo fever.\n")
+    assert zoo.data(f"texts:{tmp_path / 'rows.csv'}?text=note")[0][0] == "No fever."
+    assert main(["run", "ontology_concept", "--data", f"texts:{tmp_path / 'notes.txt'}", "--ontology",
+                 f"file:{tmp_path / 'own.py'}:signs", "--quiet", "--folder", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run/made.json").exists()
+
+
 # --- rules and detectors -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("spec", "said", "gold", "grades"), [

@@ -19,7 +19,7 @@ from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.zoo import arrays, weights
 from stillroom.zoo.built import first_line
 from stillroom.zoo.from_transformers import hub_file
-from stillroom.zoo.sets import SPLITS, Answered, Arrays, Given, Set
+from stillroom.zoo.sets import SPLITS, Answered, Arrays, Given, Lazy, Set
 from stillroom.zoo.specs import Spec, parse, take
 
 READ = ("prompts", "passages")       # data that a language model's tokenizer makes numbers of
@@ -141,6 +141,21 @@ def _passages(options: dict[str, Any], file: Path) -> Arrays:
         raise Refused(f"{file} is empty", "name a file of text")
     blocks = F.pad(ids, (0, -len(ids) % length), value=UNLABELLED).view(-1, length)
     return Arrays(blocks, torch.full((len(blocks),), UNLABELLED), [], file.name)
+
+
+def texts(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
+    """Samples (text, no label): the lines of a text file, the column `text` of a JSONL or CSV file, or a folder with train, valid
+    and test. Raises `Refused`."""
+    options = take(asked.options, {"text": "text"}, asked)
+    return _files(asked, (".txt", ".jsonl", ".csv"), "a file of texts", partial(_texts, asked, options))
+
+
+def _texts(asked: Spec, options: dict[str, Any], file: Path) -> Lazy:
+    held = ([line for line in _text(file).splitlines() if line.strip()] if file.suffix.lower() == ".txt"
+            else [str(v) for v in _column(_rows(file), options["text"], "text", asked, file)])
+    if not held:
+        raise Refused(f"{file} is empty", "one text a line")
+    return Lazy(held.__getitem__, torch.full((len(held),), UNLABELLED), [], file.name, (), repr(held), "texts")
 
 
 def _files(asked: Spec, suffixes: Sequence[str], what: str, read: Callable[[Path], Set]) -> Given:
