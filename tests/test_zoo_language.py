@@ -95,6 +95,14 @@ def test_prompts_are_padded_by_what_the_model_takes_for_padding(home, tmp_path):
     assert zoo.data(f"prompts:sums.jsonl?tokenizer={tmp_path}")[0][0][0] == 7
 
 
+def test_prompts_go_into_the_chat_template_where_that_is_asked(tmp_path):
+    with pytest.raises(Refused, match="no chat template"):
+        zoo.data("prompts:sums.jsonl?tokenizer=student&chat=yes")
+    tokens(tmp_path, chat_template="{% for m in messages %}a {{ m.content }}{% endfor %}{{ ' b' if add_generation_prompt }}")
+    ids, answer = zoo.data(f"prompts:sums.jsonl?tokenizer={tmp_path}&chat=yes")[27]
+    assert "".join(SIGNS[i] for i in ids) == "a 11+3= b" and answer == "14"
+
+
 def test_a_text_is_cut_into_blocks_and_nothing_stands_behind_its_end(tmp_path):
     (tmp_path / "a.txt").write_text("ab+1 c")
     data = zoo.data(f"passages:{tmp_path / 'a.txt'}?tokenizer=student&length=4")

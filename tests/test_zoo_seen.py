@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom import zoo
+from stillroom import _compat, zoo
 from stillroom.cli import main
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
@@ -123,3 +123,26 @@ def test_a_segmenter_is_taught_then_teaches_by_the_command(tmp_path, capsys, mon
     said = json.loads((tmp_path / "small/run.json").read_text())
     assert "8 images with masks of 3 × 16 × 24, 2 classes" in said["data"]["words"] and 0 <= said["result"]["mIoU"] <= 100
     assert zoo.model("run:small")(torch.rand(1, 3, 16, 24)).shape == (1, 2, 16, 24)
+    capsys.readouterr()
+    assert main(["measure", "small"]) == 0 and "mIoU" in capsys.readouterr().out
+    words = ["--teacher", "run:teacher", "--student", "small:segmenter"]
+    assert main(["compare", "kd", *words, *data[:2]]) == 2 and "no classes" in capsys.readouterr().err
+    assert main(["run", "kd", *words, *data[:2]]) == 2 and "acam_kd for masks" in capsys.readouterr().err
+    assert main(["run", "acam_kd", *words, "--data", "folder:own"]) == 2 and "masks:PATH" in capsys.readouterr().err
+
+
+def test_a_segmenter_of_transformers_tells_pixels_apart(tmp_path):
+    pytest.importorskip("transformers")
+    transformers = _compat.package("transformers")
+    torch.manual_seed(0)
+    made = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[8, 16], num_attention_heads=[1, 2], sr_ratios=[2, 1],
+        patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[2, 2], decoder_hidden_size=8, num_labels=3)).eval()
+    made.save_pretrained(tmp_path)
+    net, x = zoo.model(f"hf:{tmp_path}?mean=0.5&std=0.5", classes=3).eval(), torch.rand(2, 3, 16, 24)
+    with torch.no_grad():
+        own = made((x - 0.5) / 0.5).logits
+        assert own.shape == (2, 3, 8, 12) and net.drawn is None
+        torch.testing.assert_close(net(x), torch.nn.functional.interpolate(own, size=(16, 24), mode="bilinear"))
+        assert zoo.models.rebuild(net.origin)(x).shape == (2, 3, 16, 24)
+    assert zoo.model(f"hf:{tmp_path}?mean=0.5&std=0.5", classes=5).drawn

@@ -1,5 +1,5 @@
-"""Models of transformers: a folder, a name of the hub, or a configuration. They classify images or texts (hf:), go on with texts
-(lm:), are two towers (clip:), or hear (speech:). No foreign code is run."""
+"""Models of transformers: a folder, a name of the hub, or a configuration. They classify images, pixels or texts (hf:), go on
+with texts (lm:), are two towers (clip:), or hear (speech:). No foreign code is run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch.nn import Module
 from stillroom._compat import package
 from stillroom.errors import Refused
 from stillroom.models import hubert, towers
+from stillroom.models.segmenter import enlarged
 from stillroom.zoo import from_timm, weights
 from stillroom.zoo.built import IMAGENET, Built, Scale, Wish, first_line, not_built
 from stillroom.zoo.specs import Spec, near
@@ -127,12 +128,20 @@ def _kept(config: Any) -> dict[str, Any]:
 
 
 def classifier(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:
-    """A classifier by its configuration, with the weights of `source` (a folder or a name of the hub) or fresh ones."""
+    """A classifier of images, of their pixels or of texts by its configuration, with the weights of `source` (a folder or a name
+    of the hub) or fresh ones."""
     config = _configuration(raw, asked)
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation,
+        AutoModelForSequenceClassification,
+    )
 
-    image = type(config) in AutoModelForImageClassification._model_mapping and "Sequence" not in str(config.architectures)
+    said = str(config.architectures)
+    pixels = "ForSemanticSegmentation" in said
+    image = pixels or (type(config) in AutoModelForImageClassification._model_mapping and "Sequence" not in said)
     auto: Any = AutoModelForImageClassification if image else AutoModelForSequenceClassification
+    auto = AutoModelForSemanticSegmentation if pixels else auto
     if type(config) not in auto._model_mapping:
         raise Refused(f"{asked}: transformers has no classifier of type {config.model_type!r}",
                       "name a model that classifies images or texts")
@@ -250,7 +259,10 @@ def _named(_net: Module, inputs: tuple, named: dict[str, Any]):
     return (inputs[1:], {**inputs[0], **named}) if inputs and isinstance(inputs[0], dict) else None
 
 
-def _logits(net: Any, _inputs: tuple, named: dict[str, Any], output: Any) -> Any:
-    """Logits alone, unless hidden states or attention were asked for, in the call or in the configuration."""
+def _logits(net: Any, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
+    """Logits alone, of pixels as many as the image has, unless hidden states or attention were asked for, in the call or in the
+    configuration."""
     more = named.get("output_hidden_states") or named.get("output_attentions") or net.config.output_hidden_states
-    return output if more else output.logits
+    if more or output.logits.ndim != 4:
+        return output if more else output.logits
+    return enlarged(output.logits, inputs[0] if inputs else named["pixel_values"])

@@ -94,8 +94,10 @@ def _about(name: str, file: str) -> dict[str, Any]:
 
 def prompts(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
     """Samples (ids of a prompt, padded on the left, [width]; its right answer, a text) of a JSONL or CSV file with the columns
-    `prompt` and `answer`, or of a folder with train, valid and test. Raises `Refused`."""
-    options = take(asked.options, {"tokenizer": "", "length": 1024, "prompt": "prompt", "answer": "answer"}, asked)
+    `prompt` and `answer`, or of a folder with train, valid and test; `?chat=yes`: in the tokenizer's chat template. Raises
+    `Refused`."""
+    options = take(asked.options, {"tokenizer": "", "length": 1024, "prompt": "prompt", "answer": "answer", "chat": False},
+                   asked)
     _of(asked, options["tokenizer"])
     return _files(asked, (".jsonl", ".csv"), "a JSONL or CSV file of prompts and answers", partial(_prompts, asked, options))
 
@@ -106,7 +108,10 @@ def _prompts(asked: Spec, options: dict[str, Any], file: Path) -> Answered:
     empty = next((n for n, ask in enumerate(asks, 1) if not ask.strip()), None)
     if empty:
         raise Refused(f"the prompt of row {empty} in {file} is empty", "give each row a prompt, or remove it")
-    ids = [speaks(ask)["input_ids"] for ask in asks]
+    if options["chat"] and not speaks.chat_template:
+        raise Refused(f"the tokenizer {options['tokenizer']} has no chat template", "leave chat=yes out")
+    ids = [speaks(_turn(speaks, ask), add_special_tokens=False)["input_ids"] if options["chat"] else speaks(ask)["input_ids"]
+           for ask in asks]
     width = max(map(len, ids))
     if width > options["length"]:
         long = sum(len(row) > options["length"] for row in ids)
@@ -118,6 +123,11 @@ def _prompts(asked: Spec, options: dict[str, Any], file: Path) -> Answered:
         raise Refused(f"a prompt of {file} ends in the token that pads", "let prompts end in a word or a sign")
     return Answered(partial(_prompt, held, answers), len(ids), [], file.name, (width,), repr((arrays.digest(held), answers)),
                     "prompts")
+
+
+def _turn(speaks: Any, ask: str) -> str:
+    """A question as a conversation begins, up to where the answer does."""
+    return speaks.apply_chat_template([{"role": "user", "content": ask}], add_generation_prompt=True, tokenize=False)
 
 
 def _prompt(ids: Tensor, answers: list[str], i: int) -> tuple[Tensor, str]:

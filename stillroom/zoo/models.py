@@ -28,8 +28,8 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
           size: int | tuple[int, int] | None = None, pretrained: bool = False) -> Module:
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
-    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · lm:NAME or FOLDER (a causal
-    language model) · clip:NAME or FOLDER (two towers; `?half=image`: that one) · speech:NAME or FOLDER (a HuBERT; `?as=slices`,
+    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images, pixels or texts) · lm:NAME or FOLDER (a
+    causal language model) · clip:NAME or FOLDER (two towers; `?half=image`: one) · speech:NAME or FOLDER (a HuBERT; `?as=slices`,
     `?as=mean`) · file:PATH.py:callable · run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn,
     small:segmenter, small:detector, small:codec, small:judges · field:mlp, field:table, field:planes, field:volume (radiance
     fields); options as `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input
