@@ -35,7 +35,7 @@ from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
 from stillroom.store import origin
-from stillroom.zoo.language import speaker, told
+from stillroom.zoo import language
 from stillroom.zoo.specs import moved
 
 
@@ -105,9 +105,9 @@ def _named(chosen: Settings, views: dict[str, Any]) -> Job:
         raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
     data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
     others = ", ".join(chosen.actors[a.name] for a in actors if a.name in chosen.actors and "Module" not in a.type)
-    speaks = speaker(chosen.actors)
-    known, context = read(told(chosen.actors[data], speaks), chosen.options) if data else ({"words": others or "no data"}, {})
-    made: dict[str, Any] = {}
+    speaks, made = language.speaker(chosen.actors), dict[str, Any]()
+    known, context = (read(language.told(chosen.actors[data], speaks), chosen.options) if data
+                      else ({"words": others or "no data"}, {}))
     context |= {"pretrained": chosen.options["pretrained"], "speaks": speaks}
     for actor in actors:
         if actor.name == data:

@@ -27,13 +27,13 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
 
     digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x, y;
     images, labels; data, target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
-    where the shared data are · masks:PATH (images/ and masks/; `classes`, `size`) · boxes:PATH (COCO's JSON; `images`, `size`) ·
-    prompts:FILE (jsonl, csv; `prompt`, `answer`, `length`, `tokenizer`) · passages:FILE (text, cut into blocks; `length`,
-    `tokenizer`) · texts:FILE (one a line, or the column `text` of jsonl, csv) ·
-    wavs:PATH (a folder per class, or clips alone; `seconds`, `rate`) · file:PATH.py:callable, which returns a map-style data set
-    of samples (x, y), or a dict of them by split; x may be anything that the method takes. Options: `?labels=50` keeps that many
-    labels, `?noise=0.4` makes that share of them wrong; for npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`,
-    `length`, `config`, `scale`; for file the arguments of the callable.
+    where the shared data are · wavs:PATH (a folder per class, or clips alone) · passages:FILE (a text, cut into blocks) ·
+    texts:FILE · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by split; x may be
+    anything that the method takes. With another answer than a class: masks:PATH (images/ and masks/) · boxes:PATH (COCO's JSON) ·
+    prompts:FILE (jsonl, csv). Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for npz
+    `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for masks `classes`, `size`; for
+    boxes `images`, `size`; for wavs `seconds`, `rate`; for passages and prompts `tokenizer`, `length`; for prompts `prompt`,
+    `answer`, `chat`; for texts `text`; for file the arguments of the callable.
 
     size          height and width, or one number: cut to these proportions around the middle, and resized
     skip_corrupt  leave images out that cannot be read; without it they are named and refused

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from stillroom.zoo.sets import SPLITS, Answered, Arrays, Given, Lazy, Set
 from stillroom.zoo.specs import Spec, parse, take
 
 READ = ("prompts", "passages")       # data that a language model's tokenizer makes numbers of
-SPEAK = ("lm", "clip")               # models that come with one
 RULES = {"exact": verifiers.exact, "number": verifiers.number}
 LINE = '{"prompt": "…", "answer": "…"} a line'
 CALLABLES = (*RULES, "matching", "patterns", "nothing")
@@ -32,16 +31,20 @@ CALLABLES = (*RULES, "matching", "patterns", "nothing")
 # --- tokenizers --------------------------------------------------------------------------------------------------------
 
 def speaker(actors: Mapping[str, str]) -> str:
-    """Folder or name of the first actor that comes with a tokenizer, or "". Raises `Refused` where another language model, which
-    comes with one, too, numbers its tokens differently."""
+    """Folder or name of the language model whose tokenizer is meant: the first that plays and comes with one; else of the two-tower
+    model, the teacher before others, whose text tower is read; else "". Raises `Refused` where another language model numbers its
+    tokens differently."""
     from stillroom.checks import vocabulary
 
-    said = [parse(part) for spec in actors.values() for part in spec.split(",") if part.partition(":")[0] in SPEAK]
-    speaking = [one for one in said if not (home := Path(one.name).expanduser()).is_dir() or list(home.glob("tokenizer*"))]
-    first, *others = dict.fromkeys(one.name for one in speaking if one.kind == "lm") or [""]
+    def named(kind: str, specs: Iterable[str]) -> list[str]:
+        found = [parse(part).name for spec in specs for part in spec.split(",") if part.startswith(f"{kind}:")]
+        return [name for name in found if not (home := Path(name).expanduser()).is_dir() or list(home.glob("tokenizer*"))]
+
+    first, *others = dict.fromkeys(named("lm", actors.values())) or [""]
     for other in others:
         vocabulary(tokenizer(first), tokenizer(other))
-    return first or next((one.name for one in speaking), "")
+    towers = named("clip", [actors[name] for name in sorted(actors, key=lambda name: name != "teacher")])
+    return first or next(iter(towers), "")
 
 
 def told(spec: str, speaks: str) -> str:
