@@ -93,6 +93,8 @@ def colours(root):
     (colours, "", "1.png (RGB pixels, no class numbers)", "PNGs of class numbers"),
     (lambda root: (root / "masks/2.png").write_bytes(b"x"), "", "2.png", "--skip-corrupt"),
     (lambda root: (root / "masks/2.png").rename(root / "masks/2.jpg"), "", "is a JPEG", "PNG"),
+    (lambda root: [mask(root / f"masks/{n}.png", 255 * (np.indices((16, 24))[1] > 9)) for n in range(4)], "",
+     "they hold 0 and 255", "as 1"),
     (lambda root: None, "?size=x", "size='x'", "?size=(240,320)"),
     (lambda root: None, "?labels=3", "no option 'labels'", "classes"),
 ])
@@ -111,6 +113,7 @@ def test_a_damaged_mask_is_left_out_where_that_is_asked(tmp_path):
     assert len(data) == 3 and data.words.endswith("1 corrupt left out")
 
 
+@pytest.mark.slow
 def test_a_segmenter_is_taught_then_teaches_by_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene(tmp_path / "own", 10, top=1)

@@ -102,6 +102,7 @@ def test_an_encoder_of_speech_is_the_one_that_was_saved(home):
         zoo.model(f"{spec}?as=some")
 
 
+@pytest.mark.slow
 def test_a_supernet_learns_by_the_command_from_clips(home, tmp_path, capsys):
     hubert = f"speech:{home / 'hubert'}"
     assert main(["run", "lighthubert", "--student", f"{hubert}?as=slices", "--teacher", hubert, "--data", f"wavs:{home / 'own'}",

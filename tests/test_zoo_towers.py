@@ -96,6 +96,7 @@ def test_two_towers_of_another_size_are_refused_with_the_size():
     assert "size=16" in str(error.value)
 
 
+@pytest.mark.slow
 def test_prompts_are_distilled_by_the_command(tmp_path, capsys):
     assert main(["run", "prompt_kd", "--student", "clip:student", "--teacher", "clip:teacher", "--data", "folder:own", "--texts",
                  "sentences", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4", "--quiet", "--folder",
@@ -124,9 +125,10 @@ def boxed(root, count=5, **more):
         array[8:28, 4 + 4 * n : 28 + 4 * n, n % 2] = 250
         Image.fromarray(array).save(root / f"{n}.png")
         told["images"].append({"id": 10 + n, "file_name": f"{n}.png", "width": 64, "height": 48})
-        told["annotations"].append({"image_id": 10 + n, "category_id": (3, 7)[n % 2], "bbox": [4 + 4 * n, 8, 24, 20]})
-    told["annotations"] += [{"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9]},
-                            {"image_id": 11, "category_id": 3, "bbox": [70, 5, 9, 9]},
+        told["annotations"].append({"image_id": 10 + n, "category_id": (3, 7)[n % 2], "bbox": [4 + 4 * n, 8, 24, 20],
+                                    "segmentation": [[4 + 4 * n, 8, 27 + 4 * n, 8, 27 + 4 * n, 27, 4 + 4 * n, 27]]})
+    told["annotations"] += [{"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9], "segmentation": [[5, 5, 5, 14, 5, 9]]},
+                            {"image_id": 11, "category_id": 3, "bbox": [70, 5, 9, 9], "segmentation": [[70, 5, 79, 5, 79, 14]]},
                             {"image_id": 12, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 1, "segmentation": {}}]
     (root / "boxes.json").write_text(json.dumps(told | more))
     return root
@@ -139,7 +141,7 @@ def test_boxes_are_read_as_coco_says_them(tmp_path):
     assert data.classes == ["red", "green"]                                  # in the order of their ids
     x1, y1, x2, y2 = found.boxes[0].int().tolist()
     assert x[1, y1:y2, x1:x2].min() > 0.9 and x[1, y1 - 1].max() < 0.5 and x[1, :, x2].max() < 0.5
-    assert data.words == ("boxes.json: 5 images with boxes of 3 × 48 × 64, 2 classes, 2 boxes without area left out, "
+    assert data.words == ("boxes.json: 5 images with boxes of 3 × 48 × 64, 2 classes, 2 boxes without area there left out, "
                           "1 of crowds left out")
     assert len(zoo.data(f"boxes:{tmp_path / 'boxes.json'}?images={tmp_path}")) == 5
 
@@ -148,6 +150,18 @@ def test_boxes_go_with_their_images(tmp_path):
     x, found = zoo.data(f"boxes:{boxed(tmp_path)}?size=24")[2]               # the middle 48 × 48 at a half
     assert found.boxes.tolist() == [[(12 - 8) / 2, 4, (36 - 8) / 2, 14]] and x.shape == (3, 24, 24)
     assert x[0, 5:13, 3:13].min() > 0.8 and x[0, 16:].max() < 0.5
+
+
+def test_polygons_are_masks_where_that_is_asked(tmp_path):
+    boxed(tmp_path)
+    x, found = zoo.data(f"boxes:{tmp_path}?masks=yes")[1]
+    assert found.masks.dtype == torch.bool and found.masks.shape == (1, 48, 64)
+    assert torch.equal(found.masks[0], x[1] > 0.9) and found.masks.sum() == 20 * 24
+    x, found = zoo.data(f"boxes:{tmp_path}?masks=yes&size=24")[2]
+    assert torch.equal(found.masks[0].nonzero().amin(0), torch.tensor([4, 2])) and found.masks.sum() == 10 * 12
+    boxed(tmp_path, annotations=[{"image_id": 10, "category_id": 3, "bbox": [1, 1, 9, 9], "segmentation": {"counts": "abc"}}])
+    with pytest.raises(Refused, match="no list of polygons"):
+        zoo.data(f"boxes:{tmp_path}?masks=yes")
 
 
 def test_splits_of_boxes_have_the_classes_of_the_training_data(tmp_path):
@@ -179,11 +193,22 @@ def test_boxes_that_will_not_do_are_refused(tmp_path, more, wrong, remedy):
 def test_a_detector_learns_by_the_command_from_boxes_and_towers(tmp_path, capsys):
     pytest.importorskip("torchvision")
     boxed(tmp_path / "own", 6)
-    small = "small:detector?dim=8&widths=(4,8,8)&width=8&anchors=(16,24)&side=3&hidden=16&keep=(50,12)&sample=16"
+    small = "small:detector?dim=8&widths=(4,8,8)&width=8&anchors=(16,24)&side=3&hidden=16&keep=(50,12)&sample=16&mask=4"
     run = ["run", "vild", "--student", small, "--tower", "clip:student?half=image", "--texts", "sentences?embedded=yes",
-           "--data", f"boxes:{tmp_path / 'own'}", "--side", "16", "--regions", "8", "--batch", "2", "--steps-propose", "2",
-           "--steps-embed", "3", "--steps", "3", "--quiet", "--folder", str(tmp_path / "run")]
+           "--data", f"boxes:{tmp_path / 'own'}?masks=yes", "--side", "16", "--regions", "8", "--batch", "2", "--steps-propose",
+           "2", "--steps-embed", "3", "--steps", "3", "--quiet", "--folder", str(tmp_path / "run")]
     assert main(run) == 0
     out = capsys.readouterr().out
-    assert "4 images with boxes of 3 × 48 × 64" in out
+    assert "4 images with boxes of 3 × 48 × 64" in out and '"masks":' in (tmp_path / "run/log.jsonl").read_text()
     assert len(zoo.model(f"run:{tmp_path / 'run'}").embeds) == 2
+
+
+@pytest.mark.slow
+def test_detectors_and_segmenters_stand_on_backbones_by_name():
+    pytest.importorskip("timm")
+    x, net = torch.rand(1, 3, 64, 64), zoo.model("small:detector?backbone=resnet18&dim=8&hidden=16&keep=(20,5)").eval()
+    with torch.no_grad():
+        maps, boxes, _ = net.propose(x)
+        regions, moves = net.regions(maps, boxes, (64, 64))
+        assert len(maps) == 5 and len(regions) == 2 and regions[0].shape == (len(boxes[0]), 8) and moves.shape[1] == 4
+        assert zoo.model("small:segmenter?backbone=resnet18", classes=3).eval()(x).shape == (1, 3, 64, 64)

@@ -36,10 +36,10 @@ def segmenter(classes: int = 2, channels: int = 3, backbone: str = "", widths: t
 
 def detector(dim: int = 512, heads: int = 2, backbone: str = "", widths: tuple[int, ...] = (16, 32, 64), width: int = 64,
              anchors: tuple[int, ...] = (16, 32, 64), side: int = 7, hidden: int = 1024, keep: tuple[int, int] = (1000, 300),
-             sample: int = 256) -> Module:
-    """A detector that says an embedding [regions, dim] by each of its heads; over a ResNet of torchvision with its pyramid by the
-    name `backbone`, where every map has a side of `anchors`, or over one map of its own."""
-    known: dict[str, Any] = {"heads": heads, "side": side, "hidden": hidden, "keep": keep, "sample": sample}
+             sample: int = 256, mask: int = 0) -> Module:
+    """A `Detector` of embeddings [regions, dim], over a ResNet of torchvision and its pyramid by the name `backbone`, where every
+    map has one of the sides `anchors`, or over one map of its own with all of them. `mask`: width of a head of masks."""
+    known: dict[str, Any] = {"heads": heads, "side": side, "hidden": hidden, "keep": keep, "sample": sample, "mask": mask}
     if not backbone:
         return Detector(OneMap(widths, width), width, dim, anchors=(anchors,), **known)
     package("torchvision")

@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from stillroom.errors import Refused
@@ -24,18 +27,18 @@ LAYOUT = "a folder holds one JSON file of boxes, and its images beside it or in 
 
 def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
     """`boxes:FILE.json?images=FOLDER`, or the splits of a folder; valid and test take their classes from train. Boxes of a crowd
-    and those without area are left out, and counted. Raises `Refused`."""
-    options = take(asked.options, {"images": "", "size": None}, asked)
+    and those without area are left out, and counted. `?masks=yes`: with the polygons in them as masks. Raises `Refused`."""
+    options = take(asked.options, {"images": "", "size": None, "masks": False}, asked)
     path, size = Path(asked.name).expanduser(), images.sides(options["size"], size, asked)
     if path.suffix.lower() == ".json":
         home = Path(str(options["images"])).expanduser() if options["images"] else _beside(path.parent)
-        return {"all": partial(_read, path, home, None, size, channels, skip)}
+        return {"all": partial(_read, path, home, None, size, channels, skip, options["masks"])}
     if options["images"]:
         raise Refused(f"{asked} takes no images=", f"it goes with a file: boxes:FILE.json?images=FOLDER; {LAYOUT}")
     root = folders.there(asked, f"name a JSON file of boxes, or a folder: {LAYOUT}")
 
     def read(folder: Path, classes: list[str] | None, size: Any, channels: Any) -> Answered:
-        return _read(_one_file(folder), _beside(folder), classes, size, channels, skip)
+        return _read(_one_file(folder), _beside(folder), classes, size, channels, skip, options["masks"])
     return folders.by_split(root, read, size, channels)
 
 
@@ -50,14 +53,14 @@ def _beside(folder: Path) -> Path:
     return folder / "images" if (folder / "images").is_dir() else folder
 
 
-def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels: Any, skip: bool) -> Answered:
+def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels: Any, skip: bool, masks: bool) -> Answered:
     """The images that a file names, with the boxes on each. `classes`: those of the training data."""
     told = _told(file)
     names = [str(c["name"]) for c in sorted(told["categories"], key=lambda c: c["id"])]
     number = {c["id"]: (classes or names).index(str(c["name"])) for c in told["categories"]
               if classes is None or str(c["name"]) in classes}
     rows = {image["id"]: image for image in told["images"]}
-    boxes: dict[Any, list[tuple[list[float], int]]] = {i: [] for i in rows}
+    boxes: dict[Any, list[tuple[list[float], int, list[list[float]]]]] = {i: [] for i in rows}
     crowds = 0
     for box in told["annotations"]:
         if box.get("iscrowd"):
@@ -67,9 +70,11 @@ def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels
             raise Refused(f"{file} has a box on the image {box['image_id']!r}, which it does not name", FORM)
         if box["category_id"] not in number:
             strange = next((str(c["name"]) for c in told["categories"] if c["id"] == box["category_id"]), None)
-            raise Refused(f"{file} has a box of the category {strange or box['category_id']!r}, which "
-                          f"{'the training data have' if strange else 'it names'} not", near(str(strange), classes or names))
-        boxes[box["image_id"]].append((_corners(box["bbox"], file), number[box["category_id"]]))
+            who = "the training data have not" if strange else "it does not name"
+            raise Refused(f"{file} has a box of the category {strange or box['category_id']!r}, which {who}",
+                          near(str(strange), classes or names))
+        outline = _outline(box.get("segmentation"), file) if masks else []
+        boxes[box["image_id"]].append((_corners(box["bbox"], file), number[box["category_id"]], outline))
     files, held = [home / str(image["file_name"]) for image in rows.values()], list(boxes.values())
     missing = [f.name for f in files if not f.is_file()]
     if missing:
@@ -77,25 +82,27 @@ def _read(file: Path, home: Path, classes: list[str] | None, size: Any, channels
                       f"say where they lie: boxes:{file}?images=FOLDER")
     seen, good = images.whole([str(f) for f in files], sum(f.stat().st_size for f in files), skip, str(file),
                               lambda i: files[i].name)
-    for i, image in enumerate(rows.values()):
-        said = image.get("height", seen[i].size[0]), image.get("width", seen[i].size[1])
-        if i in good and said != seen[i].size:
+    about = list(rows.values())
+    for i in good:
+        said = about[i].get("height", seen[i].size[0]), about[i].get("width", seen[i].size[1])
+        if said != seen[i].size:
             raise Refused(f"{file} says {files[i].name} is {said[0]} × {said[1]}; it is {seen[i].size[0]} × {seen[i].size[1]}",
                           "its boxes would lie elsewhere: mend the file, or save a photograph upright")
     shape = images.settle([seen[i] for i in good], size, channels or 3, str(file))
-    placed = [_placed(held[i], seen[i].size, shape[1:]) for i in good]
+    placed, kept = zip(*(_placed(held[i], seen[i].size, shape[1:]) for i in good), strict=True)
     lost = sum(len(held[i]) - len(found.labels) for i, found in zip(good, placed, strict=True))
     if not any(len(found.labels) for found in placed):
         raise Refused(f"{file} has no box with an area on any image", FORM)
-    gone = ((lost, "boxes without area"), (crowds, "of crowds"), (len(files) - len(good), "corrupt images"))
+    outlines = [(seen[i].size, [held[i][n][2] for n in some]) for i, some in zip(good, kept, strict=True)] if masks else None
+    gone = ((lost, "boxes without area there"), (crowds, "of crowds"), (len(files) - len(good), "corrupt images"))
     left = ", ".join(f"{n:,} {what} left out" for n, what in gone if n)
     content = repr([(files[i].name, seen[i].digest, held[i]) for i in good])
-    return Answered(partial(_sample, [str(files[i]) for i in good], placed, shape), len(good), classes or names, file.name, shape,
-                    content, "images with boxes", left_out=left)
+    return Answered(partial(_sample, [str(files[i]) for i in good], placed, outlines, shape), len(good), classes or names,
+                    file.name, shape, content, "images with boxes", left_out=left)
 
 
 def _told(file: Path) -> dict[str, Any]:
-    """What the file says, its form checked. Raises `Refused`."""
+    """What the file says, if it has COCO's form. Raises `Refused`."""
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -109,10 +116,10 @@ def _told(file: Path) -> dict[str, Any]:
             lacking = next((k for k in keys if not isinstance(row, dict) or k not in row), None)
             if lacking and not (part == "annotations" and isinstance(row, dict) and row.get("iscrowd")):
                 raise Refused(f"{file}: one of the {part} has no {lacking}", FORM)
-        for key in ("id", "name") if part == "categories" else ("id",) if part == "images" else ():
-            twice = len(rows) - len({str(row[key]) for row in rows})
-            if twice:
-                raise Refused(f"{file}: {twice} of the {part} have the {key} of another one", "give each its own")
+    for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
+        twice = len(told[part]) - len({str(row[key]) for row in told[part]})
+        if twice:
+            raise Refused(f"{file}: {twice} of the {part} have the {key} of another one", "give each its own")
     return told
 
 
@@ -125,17 +132,39 @@ def _corners(box: Any, file: Path) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def _placed(held: list[tuple[list[float], int]], was: tuple[int, int], now: tuple[int, ...]) -> Boxes:
-    """Boxes on an image that was cut to the proportions of another size around its middle, and resized; those whose area is gone
-    are not among them."""
+def _outline(told: Any, file: Path) -> list[list[float]]:
+    """Polygons [x1, y1, x2, y2, …] of one thing."""
+    if not isinstance(told, list) or not told or any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in told):
+        raise Refused(f"{file} has a box whose segmentation is no list of polygons", "[[x1, y1, x2, y2, x3, y3, …]], or masks=no")
+    return told
+
+
+def _placed(held: list[Any], was: tuple[int, int], now: tuple[int, ...]) -> tuple[Boxes, list[int]]:
+    """Boxes on an image that was cut to the proportions of another size around its middle, and resized, and their numbers: those
+    whose area is gone are not among them."""
     height, width = now
     scale = min(was[0] / height, was[1] / width)                                 # pixels of the file for one of the sample
     start = torch.tensor([(was[1] - width * scale) / 2, (was[0] - height * scale) / 2]).repeat(2)
-    corners = (torch.tensor([box for box, _ in held]).view(-1, 4) - start) / scale
+    corners = (torch.tensor([box for box, *_ in held]).view(-1, 4) - start) / scale
     corners = torch.minimum(corners.clamp(min=0), torch.tensor([width, height] * 2))
     whole = ((corners[:, 2:] - corners[:, :2]) >= LEAST).all(1)
-    return Boxes(corners[whole], torch.tensor([label for _, label in held], dtype=torch.long)[whole])
+    labels = torch.tensor([label for _, label, _ in held], dtype=torch.long)
+    return Boxes(corners[whole], labels[whole]), whole.nonzero().flatten().tolist()
 
 
-def _sample(files: list[str], boxes: list[Boxes], shape: tuple[int, int, int], i: int) -> tuple[Tensor, Boxes]:
-    return images.decode(files[i], shape), boxes[i]
+def _sample(files: list[str], boxes: Sequence[Boxes], outlines: Sequence[Any] | None, shape: tuple[int, int, int],
+            i: int) -> tuple[Tensor, Boxes]:
+    x, found = images.decode(files[i], shape), boxes[i]
+    if outlines is None:
+        return x, found
+    was, polygons = outlines[i]
+    drawn = [torch.from_numpy(_drawn(some, was, shape[1:])) for some in polygons]
+    return x, found._replace(masks=torch.stack(drawn) if drawn else torch.zeros(0, *shape[1:], dtype=torch.bool))
+
+
+def _drawn(polygons: list[list[float]], was: tuple[int, int], now: tuple[int, ...]) -> np.ndarray:
+    """Where one thing is, [height, width]: its polygons filled on the image as it was, then cut and resized as that."""
+    canvas = Image.new("L", was[::-1])
+    for polygon in polygons:
+        ImageDraw.Draw(canvas).polygon(polygon, fill=1)
+    return np.asarray(ImageOps.fit(canvas, (now[1], now[0]), Image.Resampling.NEAREST)) > 0

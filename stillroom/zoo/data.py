@@ -32,8 +32,8 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
     anything that the method takes. With another answer than a class: masks:PATH (images/ and masks/) · boxes:PATH (COCO's JSON) ·
     prompts:FILE (jsonl, csv). Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for npz
     `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for masks `classes`, `size`; for
-    boxes `images`, `size`; for wavs `seconds`, `rate`; for passages and prompts `tokenizer`, `length`; for prompts `prompt`,
-    `answer`, `chat`; for texts `text`; for file the arguments of the callable.
+    boxes `images`, `size`, `masks`; for wavs `seconds`, `rate`; for passages and prompts `tokenizer`, `length`; for prompts
+    `prompt`, `answer`, `chat`; for texts `text`; for file the arguments of the callable.
 
     size          height and width, or one number: cut to these proportions around the middle, and resized
     skip_corrupt  leave images out that cannot be read; without it they are named and refused

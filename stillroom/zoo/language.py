@@ -31,9 +31,9 @@ CALLABLES = (*RULES, "matching", "patterns", "nothing")
 # --- tokenizers --------------------------------------------------------------------------------------------------------
 
 def speaker(actors: Mapping[str, str]) -> str:
-    """Folder or name of the language model whose tokenizer is meant: the first that plays and comes with one; else of the two-tower
-    model, the teacher before others, whose text tower is read; else "". Raises `Refused` where another language model numbers its
-    tokens differently."""
+    """Folder or name of the language model whose tokenizer is meant: the first that plays and comes with one; else of a two-tower
+    model, of the teacher before others, whose text tower reads; else "". Raises `Refused` where another language model numbers
+    its tokens differently."""
     from stillroom.checks import vocabulary
 
     def named(kind: str, specs: Iterable[str]) -> list[str]:

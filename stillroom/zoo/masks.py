@@ -36,48 +36,44 @@ def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
     """The splits of a folder. Classes are the lines of classes.txt there, as many as `?classes=` says, or those that the training
     masks hold. Images in `unlabelled`, beside the others, have no mask. Raises `Refused`."""
     options = take(asked.options, {"classes": 0, "size": None}, asked)
-    root, told = folders.there(asked, f"name a folder of images with masks: {LAYOUT}"), None
-    if options["classes"]:
-        told = [str(c) for c in range(options["classes"])]
-    elif (root / "classes.txt").is_file():
-        told = (root / "classes.txt").read_text(encoding="utf-8").split("\n")
-        told = [line.strip() for line in told if line.strip()]
+    root = folders.there(asked, f"name a folder of images with masks: {LAYOUT}")
+    told = [str(c) for c in range(options["classes"])]
+    if not told and (root / "classes.txt").is_file():
+        lines = (root / "classes.txt").read_text(encoding="utf-8").splitlines()
+        told = [line.strip() for line in lines if line.strip()]
     read = partial(_read, told=told, skip=skip)
     return folders.by_split(root, read, images.sides(options["size"], size, asked), channels)
 
 
-def _read(root: Path, classes: list[str] | None, size: Any, channels: Any, told: list[str] | None, skip: bool) -> Answered:
-    """The images below one folder with their masks. `classes`: those of the training data."""
+def _read(root: Path, classes: list[str] | None, size: Any, channels: Any, told: list[str], skip: bool) -> Answered:
+    """The images below one folder with their masks. `classes`: those of the training data; `told`: those that somebody named."""
     files, masks = _paired(root)
     seen, good = images.whole([str(f) for f in files], sum(f.stat().st_size for f in files), skip, str(root),
                               lambda i: files[i].relative_to(root).as_posix())
     looked = _look(masks)
-    damaged = [i for i in good if (mask := looked[i]) and mask.wrong]
-    if damaged and not skip:
+    damaged = [i for i in good if looked[i] and looked[i].wrong]
+    if not skip:
         _refuse([f"{masks[i].relative_to(root)} ({looked[i].wrong})" for i in damaged], f"masks of {root} cannot be read",
                 "save PNGs of class numbers, or leave such images out: skip_corrupt=True, --skip-corrupt")
-    good = [i for i in good if i not in damaged]
-    pairs = [(i, mask) for i in good if (mask := looked[i])]
-    if not pairs:
-        raise Refused(f"{root} holds no mask that can be read", LAYOUT)
-    _refuse([f"{masks[i].name} is {_by(mask.size)}, its image {_by(seen[i].size)}" for i, mask in pairs
-             if mask.size != seen[i].size], f"masks of {root} are not of their image's size",
+    good = [i for i in good if not (looked[i] and looked[i].wrong)]
+    drawn = [i for i in good if looked[i]]
+    _refuse([f"{masks[i].name} is {_by(looked[i].size)}, its image {_by(seen[i].size)}" for i in drawn
+             if looked[i].size != seen[i].size], f"masks of {root} are not of their image's size",
             "draw a mask on its image, pixel by pixel")
-    known = classes or told or [str(c) for c in range(1 + max((v for _, mask in pairs for v in mask.values), default=-1))]
-    strange = {i: [v for v in mask.values if v >= len(known)] for i, mask in pairs}
-    _refuse([f"{masks[i].name} has {wrong[0]}" for i, wrong in strange.items() if wrong],
+    values = sorted({v for i in drawn for v in looked[i].values})
+    if classes is None and len(values) < 2:
+        raise Refused(f"the masks of {root} tell no two classes apart: they hold {' and '.join(map(str, [*values, VOID]))}",
+                      f"count classes from 0; {VOID} is none, so save a white foreground as 1")
+    known = classes or told or [str(c) for c in range(values[-1] + 1)]
+    _refuse([f"{masks[i].name} has {looked[i].values[-1]}" for i in drawn if max(looked[i].values, default=0) >= len(known)],
             f"masks of {root} hold numbers beyond its {len(known)} classes",
             f"classes count from 0, {VOID} is none; say how many there are: ?classes=…, or a line for each in classes.txt")
-    if not known:
-        raise Refused(f"the masks of {root} hold no class, only {VOID}", "give each pixel the number of its class, from 0")
     shape = images.settle([seen[i] for i in good], size, channels, str(root))
-    content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest, mask and mask.digest) for i in good
-                    for mask in [looked[i]]])
-    bare = sum(looked[i] is None for i in good)
-    left = [f"{bare:,} of them without a mask"] * (bare > 0)
-    left += [f"{len(files) - len(good)} corrupt left out"] * (len(good) < len(files))
+    content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest, looked[i] and looked[i].digest) for i in good])
+    counts = ((len(good) - len(drawn), "of them without a mask"), (len(files) - len(good), "corrupt left out"))
+    left = ", ".join(f"{n:,} {what}" for n, what in counts if n)
     return Answered(partial(_pair, [str(files[i]) for i in good], [masks[i] and str(masks[i]) for i in good], shape), len(good),
-                    known, root.name, shape, content, "images with masks", left_out=", ".join(left))
+                    known, root.name, shape, content, "images with masks", left_out=left)
 
 
 def _paired(root: Path) -> tuple[list[Path], list[Any]]:
