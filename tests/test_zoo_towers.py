@@ -107,11 +107,19 @@ def test_prompts_are_distilled_by_the_command(tmp_path, capsys):
     assert main(["measure", str(tmp_path / "run")]) == 0
 
 
-def test_prompts_of_both_towers_are_tuned_by_the_command(tmp_path):
+@pytest.mark.slow
+def test_prompts_of_both_towers_are_tuned_by_the_command_and_teach(tmp_path):
     assert main(["run", "prompt_src", "--student", "clip:student", "--data", "folder:own", "--texts",
                  f"sentences?{TWO}", "--count", "2", "--depth", "2", "--steps", "3", "--batch", "4", "--quiet", "--folder",
                  str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run/student.safetensors").exists()
+    made, x, ids = zoo.model(f"run:{tmp_path / 'run'}"), torch.rand(2, 3, 16, 16), torch.randint(4, 20, (2, 19))
+    began = zoo.model("clip:student").eval()
+    with torch.no_grad():
+        assert not torch.equal(made(x, ids), began(x, ids))
+        torch.testing.assert_close(made.image.tower(x), began.image(x))
+    assert main(["run", "prompt_kd", "--student", "clip:student", "--teacher", f"run:{tmp_path / 'run'}", "--data", "folder:own",
+                 "--texts", "sentences", "--count", "1", "--depth", "1", "--steps", "1", "--batch", "4", "--quiet", "--folder",
+                 str(tmp_path / "kd")]) == 0
 
 
 # --- boxes -------------------------------------------------------------------------------------------------------------

@@ -60,8 +60,9 @@ def finish(built: Built, wish: Wish) -> Module:
     origin = {"spec": built.spec, "options": built.options, "classes": built.classes, "channels": wish.channels,
               "size": wish.size, "mean": mean, "std": std} | ({} if built.config is None else {"config": built.config})
     net.origin = json.loads(json.dumps(origin))     # as it will be read again
-    if isinstance(net, TwoTowers):                  # of which a recipe may keep this half
-        net.image.origin = {**net.origin, "options": {**net.origin["options"], "half": "image"}}  # type: ignore[assignment]
+    if isinstance(net, TwoTowers):                  # of which a recipe may keep a half
+        for half in ("image", "text"):
+            getattr(net, half).origin = {**net.origin, "options": {**net.origin["options"], "half": half}}
     return net
 
 

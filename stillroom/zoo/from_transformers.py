@@ -74,13 +74,13 @@ def language(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -
 
 
 def two_towers(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:
-    """A `TwoTowers` with the halves of CLIP or of a model built like it, or `?half=image` alone, which may see crops and not the
-    data; images come in [0, 1]."""
+    """A `TwoTowers` with the halves of CLIP or of a model built like it, or `?half=image` (`text`) alone, which may see crops and
+    not the data; images come in [0, 1]."""
     options = dict(asked.options)
     half = options.pop("half", None)
     asked = asked._replace(options=options)
-    if half not in (None, "image"):
-        raise Refused(f"{asked}: half={half}", "half=image, or both towers")
+    if half not in (None, "image", "text"):
+        raise Refused(f"{asked}: half={half}", "half=image, half=text, or both towers")
     config = _configuration(raw, asked)
     from transformers import AutoModel
 
@@ -93,8 +93,9 @@ def two_towers(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None)
     scale, side = _scale(source, asked, wish)
     size = _sides(config.vision_config) or side
     expects = (getattr(config.vision_config, "num_channels", 3), *size) if size else None
-    return Built(pair.image if half else pair, f"clip:{asked.name}", {"half": half} if half else {}, None, None, expects, scale,
-                 drawn, _kept(config))
+    net = getattr(pair, half) if half else pair
+    return Built(net, f"clip:{asked.name}", {"half": half} if half else {}, None, None,
+                 None if half == "text" else expects, None if half == "text" else scale, drawn, _kept(config))
 
 
 def speech(raw: dict[str, Any], asked: Spec, wish: Wish, source: str | None) -> Built:

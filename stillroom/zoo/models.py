@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from stillroom._compat import package
 from stillroom.errors import Refused
+from stillroom.models.towers import TwoTowers
 from stillroom.parts import placement
 from stillroom.zoo import from_files, from_timm, from_torchvision, from_transformers
 from stillroom.zoo.built import Built, Wish, finish, head_digest
@@ -78,6 +79,8 @@ def rebuild(origin: dict[str, Any]) -> Module:
 
         first, *others = (torch.zeros(size) for size in origin["sizes"])
         return Archive(first, origin["weights"]) if origin["spec"] == "part:archive" else Index(first, *others)
+    if origin["spec"] == "part:two_towers":
+        return TwoTowers(rebuild(origin["image"]), rebuild(origin["text"]))
     if origin["spec"].startswith("part:"):
         from stillroom.parts.heads import ClassVectors, Proxies, Subclasses, TwoHeads, headless
         from stillroom.parts.prompts import Prompted
@@ -87,8 +90,9 @@ def rebuild(origin: dict[str, Any]) -> Module:
             return ClassVectors(net, torch.ones(origin["shape"]), torch.ones(()), origin["dim"])
         x = torch.zeros(1, *origin["sample"])
         if origin["spec"] == "part:prompted":
-            tower = net if origin["model"].get("options", {}).get("half") else headless(net, x)[0]
-            return Prompted(tower, x, origin["count"], origin["depth"])
+            if origin["model"].get("options", {}).get("half"):             # of two towers: it has no head, and may read tokens
+                return Prompted(net, x if origin["at"] is None else x.long(), origin["count"], origin["depth"], origin["at"])
+            return Prompted(headless(net, x)[0], x, origin["count"], origin["depth"])
         if origin["spec"] == "part:proxies":
             return Proxies(net, x, origin["temperature"])
         return Subclasses(net, x, origin["count"]) if origin["spec"] == "part:subclasses" else TwoHeads(net, x)
