@@ -69,6 +69,8 @@ def test_what_is_no_language_model_is_refused(tmp_path):
         zoo.model(f"lm:{tmp_path}?fresh=yes")
     with pytest.raises(Refused, match="a 'vit' has no two towers"):
         zoo.model(f"clip:{tmp_path}?fresh=yes")
+    with pytest.raises(Refused, match="could not be fetched"):
+        zoo.model("lm:nobody/nothing")
 
 
 # --- what they read ----------------------------------------------------------------------------------------------------
@@ -136,8 +138,11 @@ def test_texts_reach_a_recipe_by_the_command(tmp_path):
     (tmp_path / "notes.txt").write_text("Fever and cough.\n\nNo fever.\nCough.\n" * 4)
     data = zoo.data(f"texts:{tmp_path / 'notes.txt'}")
     assert len(data) == 12 and data[1] == ("No fever.", -100) and data.words == "notes.txt: 12 texts, no labels"
-    (tmp_path / "rows.csv").write_text("note\nNo fever.\n")
-    assert zoo.data(f"texts:{tmp_path / 'rows.csv'}?text=note")[0][0] == "No fever."
+    (tmp_path / "rows.csv").write_text('note\n"No fever,\u2028\nno cough."\n')
+    (tmp_path / "rows.jsonl").write_text('{"note": "No fever,\u2028no cough."}\n')
+    for name, line in (("csv", "No fever,\u2028\nno cough."), ("jsonl", "No fever,\u2028no cough.")):
+        data = zoo.data(f"texts:{tmp_path}/rows.{name}?text=note")
+        assert len(data) == 1 and data[0][0] == line
     assert main(["run", "ontology_concept", "--data", f"texts:{tmp_path / 'notes.txt'}", "--ontology",
                  f"file:{tmp_path / 'own.py'}:signs", "--quiet", "--folder", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/made.json").exists()

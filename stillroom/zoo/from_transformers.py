@@ -26,7 +26,8 @@ Make = Callable[[dict[str, Any], Spec, Wish, str | None], Built]      # of confi
 
 
 def build(asked: Spec, wish: Wish, make: Make | None = None) -> Built:
-    """A folder is loaded with its weights (`?fresh=yes`: without), a name of the hub with `pretrained`. Raises `Refused`."""
+    """A folder is loaded with its weights (`?fresh=yes`: without), so is a name of the hub, but a classifier only where
+    `pretrained` says so. Raises `Refused`."""
     package("transformers")
     folder, options = Path(asked.name).expanduser(), dict(asked.options)
     fresh = bool(options.pop("fresh", False))
@@ -35,7 +36,8 @@ def build(asked: Spec, wish: Wish, make: Make | None = None) -> Built:
         if asked.name.startswith((".", "/", "~")) or asked.name.count("/") > 1:
             raise Refused(f"{folder} is no folder", "name a folder with config.json and model.safetensors, or a model of the hub")
         raw = weights.configuration(str(hub_file(asked.name, "config.json", asked)))
-        return make(raw, asked, wish, asked.name if wish.pretrained and not fresh else None)
+        wish = wish._replace(pretrained=not fresh and (wish.pretrained or make is not classifier))
+        return make(raw, asked, wish, asked.name if wish.pretrained else None)
     raw = weights.configuration(folder / "config.json")
     if "architecture" in raw and "model_type" not in raw:
         return from_timm.build(asked._replace(name=str(folder)), wish)

@@ -1,6 +1,7 @@
 """What language models read and are graded by: prompts with answers, passages of text, sentences about classes, rules."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -99,8 +100,8 @@ def prompts(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Giv
     """Samples (ids of a prompt, padded on the left, [width]; its right answer, a text) of a JSONL or CSV file with the columns
     `prompt` and `answer`, or of a folder with train, valid and test; `?chat=yes`: in the tokenizer's chat template. Raises
     `Refused`."""
-    options = take(asked.options, {"tokenizer": "", "length": 1024, "prompt": "prompt", "answer": "answer", "chat": False},
-                   asked)
+    known = {"tokenizer": "", "length": 1024, "prompt": "prompt", "answer": "answer", "chat": False}
+    options = take(asked.options, known, asked)
     _of(asked, options["tokenizer"])
     return _files(asked, (".jsonl", ".csv"), "a JSONL or CSV file of prompts and answers", partial(_prompts, asked, options))
 
@@ -164,7 +165,7 @@ def texts(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
 
 
 def _texts(asked: Spec, options: dict[str, Any], file: Path) -> Lazy:
-    held = ([line for line in _text(file).splitlines() if line.strip()] if file.suffix.lower() == ".txt"
+    held = ([line for line in _text(file).split("\n") if line.strip()] if file.suffix.lower() == ".txt"
             else [str(v) for v in _column(_rows(file), options["text"], "text", asked, file)])
     if not held:
         raise Refused(f"{file} is empty", "one text a line")
@@ -189,9 +190,9 @@ def _files(asked: Spec, suffixes: Sequence[str], what: str, read: Callable[[Path
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(_text(file).splitlines(keepends=True)))
+        rows = list(csv.DictReader(io.StringIO(_text(file))))
     else:
-        rows = [_row(line, n, file) for n, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
+        rows = [_row(line, n, file) for n, line in enumerate(_text(file).split("\n"), 1) if line.strip()]
     if not rows:
         raise Refused(f"{file} has no row", "one prompt and its answer a row")
     return rows
