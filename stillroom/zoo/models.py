@@ -34,7 +34,7 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
     `?as=mean`) · file:PATH.py:callable · run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn,
     small:segmenter, small:detector, small:codec, small:judges · field:mlp, field:table, field:planes, field:volume (radiance
     fields); options as `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input
-    scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights, and so are lm:, clip: and speech: from the hub; `pretrained`
+    scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights, and so is lm:, clip: or speech: from the hub; `pretrained`
     fetches those of classifiers. Fresh ones are drawn from torch's global generator. A teacher's `?place=8bit`, `offload`,
     `blocks` or `blocks:N` says where its weights lie (`parts.placement`).
 
