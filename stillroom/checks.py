@@ -42,6 +42,9 @@ def before(recipe: Any, run: Any, actors: dict[str, Any]) -> None:
         return
     with _undisturbed():
         x = _samples(data)
+    if "logits" in rows.get("reads", "") and "compares" in rows and getattr(data, "targets", ...) is None:
+        raise Refused(f"{type(recipe).__name__} compares logits of classes; the answers in these data are none",
+                      "take a method made for them, such as acam_kd for masks")
     y = _labels(data)
     _labelled(rows, y, len(data), type(recipe).__name__)
     if not isinstance(x, Tensor | dict):

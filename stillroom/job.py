@@ -27,6 +27,7 @@ from stillroom.batches import targets, to_device, whole
 from stillroom.errors import Refused
 from stillroom.measure import Proof, accuracy, answers
 from stillroom.measure.cost import placed, resting, samples
+from stillroom.measure.segmentation import mean_iou, segmented
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.pairs import by_label
 from stillroom.parts.teachers import Cached
@@ -34,6 +35,7 @@ from stillroom.recipe import Recipe
 from stillroom.run import Run
 from stillroom.settings import ALONE, Settings
 from stillroom.store import origin
+from stillroom.zoo import language
 from stillroom.zoo.specs import moved
 
 
@@ -103,9 +105,10 @@ def _named(chosen: Settings, views: dict[str, Any]) -> Job:
         raise Refused(f"{chosen.recipe} also needs {' and '.join(missing)}", f"name them{own}")
     data = next((a.name for a in actors if a.type == "Dataset" and a.name in chosen.actors), None)
     others = ", ".join(chosen.actors[a.name] for a in actors if a.name in chosen.actors and "Module" not in a.type)
-    known, context = read(chosen.actors[data], chosen.options) if data else ({"words": others or "no data"}, {})
-    made: dict[str, Any] = {}
-    context["pretrained"] = chosen.options["pretrained"]
+    speaks, made = language.speaker(chosen.actors), dict[str, Any]()
+    known, context = (read(language.told(chosen.actors[data], speaks), chosen.options) if data
+                      else ({"words": others or "no data"}, {}))
+    context |= {"pretrained": chosen.options["pretrained"], "speaks": speaks}
     for actor in actors:
         if actor.name == data:
             made[data] = origin.shown(views, known.pop("train"))
@@ -151,7 +154,7 @@ def _watched(judge: Callable[[Module, Any], float], data: Any, things: Mapping[s
 
 def labelled(data: Any) -> int:
     """How many samples have a class; 0 of bare images, or where samples have something else than one class each."""
-    if data is None or isinstance(data, Tensor) or not len(data):
+    if data is None or isinstance(data, Tensor) or not len(data) or getattr(data, "targets", ...) is None:
         return 0
     try:
         y = targets(data)
@@ -184,6 +187,15 @@ def classifies(made: Any, data: Any) -> bool:
     return isinstance(out, Tensor) and out.shape[:-1] == y.shape
 
 
+def segments(made: Any, data: Any) -> bool:
+    """Whether what was made gives every pixel of these images logits, and the images have masks."""
+    if not isinstance(made, Module) or getattr(data, "kind", "") != "images with masks":
+        return False
+    x, y = whole(Subset(data, range(min(2, len(data)))))
+    out = _tried(made, x)
+    return isinstance(out, Tensor) and out.ndim == 4 and out.shape[2:] == y.shape[1:]
+
+
 def takes(model: Module, sample: Any) -> bool:
     """Whether a model takes a batch of such samples and nothing else."""
     return _tried(model, samples(sample, 2)) is not None
@@ -198,10 +210,12 @@ def _tried(model: Module, x: Any) -> Any:
 
 
 def result(job: Job, made: Any) -> dict[str, Any]:
-    """What was reached: accuracy on the test split, or the proof of the recipe's own trial."""
+    """What was reached: accuracy or mIoU on the test split, or the proof of the recipe's own trial."""
     if job.cast is not None and job.proof is not None:
         found = job.proof(made, job.cast)
         return {**asdict(found), "holds": found.holds}
+    if segments(made, job.test):
+        return {"mIoU": mean_iou(segmented(made, job.test)), "samples": len(job.test)}
     return {"accuracy": accuracy(made, job.test), "samples": len(job.test)} if classifies(made, job.test) else {}
 
 
@@ -209,6 +223,8 @@ def say(found: Mapping[str, Any]) -> str:
     """A result in one line."""
     if "beats" in found:
         return status.say(found)
+    if "mIoU" in found:
+        return f"{found['mIoU']:.2f} % mIoU of {found['samples']} test images"
     if "accuracy" in found:
         return f"{found['accuracy']:.2f} % of {found['samples']} test samples right"
     return "nothing here judges what was made"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from hashlib import sha256
 from importlib import metadata
@@ -19,7 +20,8 @@ from stillroom.errors import Refused
 
 FORMAT = 1
 STUDENT, MADE = "student", "made"
-FOREIGN = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}      # package that a kind of origin needs
+FOREIGN = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers", "lm": "transformers",
+           "clip": "transformers", "speech": "transformers"}      # package that a kind of origin needs
 
 
 def save(made: Any, folder: str | Path, *, origin: dict[str, Any] | None = None, classes: list[str] | None = None,
@@ -144,7 +146,8 @@ def _good(origin: dict[str, Any] | None, made: Module) -> dict[str, Any] | None:
         return None
     for device in ("meta", "cpu"):                      # some networks compute while they are built
         try:
-            with torch.device(device), torch.random.fork_rng(devices=[]):
+            with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")         # what is built on the meta device is not to be used
                 fresh = _rebuilt(origin).state_dict()
         except Exception:                               # saving must not fail for it: the weights are the work
             continue

@@ -28,6 +28,12 @@ OPTIONS = [
     Field("pretrained", "bool", False, "begin from published weights where a name has them"),
     Field("skip_corrupt", "bool", False, "leave damaged images out instead of stopping"),
 ]
+NAMES = {            # what reads as an actor, in a line of help; all of it: docs/guides/names.md
+    "Module": "timm:…, hf:…, lm:…, clip:…, speech:…, torchvision:…, small:…, run:FOLDER, file:PATH.py:callable",
+    "Dataset": "folder:…, masks:…, boxes:…, prompts:…, passages:…, texts:…, wavs:…, hf:…, npz:…, digits, file:PATH.py:callable",
+    "Callable": "number, exact, matching:EXPRESSION, patterns, nothing, file:PATH.py:callable",
+    "Tensor": "npz:FILE?array=NAME, sentences, or the images of a data set",
+}
 ALONE = "alone"      # labels and nothing else, by `stillroom teach`: arenas/alone.py
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "spec": str, "tuple": tuple, "Literal": Literal}
 
@@ -181,7 +187,8 @@ def _members(of: Iterable[Field], values: Mapping[str, Any]) -> list[Any]:
 
 
 def _actor_help(actor: Field) -> str:
-    return actor.type + (f"; {actor.help}" if actor.help else "") + ("" if actor.default is ... else "; may be left out")
+    known = next((names for word, names in NAMES.items() if word in actor.type), "")
+    return "; ".join(filter(None, (actor.type, actor.help, "" if actor.default is ... else "may be left out", known)))
 
 
 def value_of(flag: str, words: Sequence[str]) -> str:

@@ -35,6 +35,17 @@ def test_every_link_of_readme_and_guides_to_a_file_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_guide_to_names_knows_every_recipe_and_every_name():
+    from stillroom import recipe
+    from stillroom.zoo import language, models
+    from stillroom.zoo.data import NAMED
+
+    text = (ROOT / "docs" / "guides" / "names.md").read_text(encoding="utf-8")
+    assert not [name for name in recipe.names() if f"`{name}`" not in text]
+    assert not [kind for kind in (*models.KINDS, *NAMED) if f"`{kind}:" not in text]
+    assert not [word for word in language.CALLABLES if f"`{word}" not in text]
+
+
 def test_the_guide_to_the_store_names_every_augmentation_with_its_numbers():
     from stillroom.store.augments import NAMED, numbers
 

@@ -44,6 +44,7 @@ def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
     from stillroom.measure import answers, calibration_error, cost
     from stillroom.measure.classification import right
     from stillroom.measure.cost import bytes_on_disk, parameters
+    from stillroom.measure.segmentation import mean_iou, segmented
     from stillroom.parts.teachers import Cached
 
     found: dict[str, Any] = {}
@@ -51,6 +52,8 @@ def facts(net: Any, ready: Any, repeats: int) -> dict[str, Any]:
         logits, y = answers(net, ready.test)
         same_classes(net, logits.shape[1], ready)
         found = {"accuracy": right(logits, y), "ece": calibration_error(logits, y), "samples": len(y), "said": logits.argmax(-1)}
+    if job.segments(net, ready.test):
+        found = {"mIoU": mean_iou(segmented(net, ready.test)), "samples": len(ready.test)}
     if isinstance(net, Cached):
         return found | net.cost
     if ready.sample is not None and job.takes(net, ready.sample):
@@ -79,6 +82,7 @@ def table(found: dict[str, Any]) -> str:
             rows.append((title, show(student[key]), show(teacher[key]) if key in teacher else "", about))
 
     row("accuracy", "accuracy", lambda v: f"{v:.2f} %", f"of {student.get('samples')} test samples")
+    row("mIoU", "mIoU", lambda v: f"{v:.2f} %", f"of {student.get('samples')} test images")
     row("calibration error", "ece", lambda v: f"{v:.2f} %", "expected, 15 bins")
     if "agreement" in found:
         rows.append(("agreement", f"{found['agreement']:.2f} %", "", "says what the teacher says"))

@@ -91,6 +91,8 @@ def _look(split) -> tuple[tuple[int, ...], list[str]]:
     """Shape of a sample and the names of the classes. Raises `Refused` where labels are missing that compare needs."""
     if not isinstance(split.train[0][0], Tensor):
         raise Refused("a sample of these data is no tensor", "compare takes images so far; use `stillroom run` for texts")
+    if getattr(split.train, "targets", ...) is None:
+        raise Refused("the answers in these data are no classes", "compare judges classifiers so far; use `stillroom run`")
     for name in ("valid", "test"):
         part = getattr(split, name)
         if part is None or not len(part):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillroom.errors import Refused
 from stillroom.parts import views
 from stillroom.parts.boxes import mask_overlaps, overlaps, through
 
@@ -31,8 +32,11 @@ class Boxes(NamedTuple):
 
 
 def gathered(data, index: Tensor, device: torch.device) -> tuple[Tensor, list[Boxes]]:
-    """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each."""
+    """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each.
+    Raises `Refused` for samples of another kind."""
     samples = [data[int(i)] for i in index]
+    if not all(isinstance(known, tuple) for _, known in samples):
+        raise Refused("the answer of an image is not its boxes", "name boxes:PATH; in Python give samples (image, Boxes)")
     return torch.stack([x for x, _ in samples]).to(device), [Boxes(*known).to(device) for _, known in samples]
 
 

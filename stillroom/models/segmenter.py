@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom._compat import package
+from stillroom.errors import Refused
 
 
 class Segmenter(Module):
@@ -67,7 +68,9 @@ def segmenter(classes: int, backbone: str = "", widths: tuple[int, ...] = (16, 3
 
 
 def enlarged(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the height and width of another one."""
+    """A map at the height and width of another one, or of masks [batch, height, width]. Raises `Refused` for other answers."""
+    if like.ndim < 3:
+        raise Refused("the answer of an image is no mask", "name masks:PATH; in Python give (image, classes [height, width])")
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear")
 
 

@@ -24,6 +24,8 @@ class TwoTowers(Module):
         super().__init__()
         self.image, self.text = image, text
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if scale is None else scale
+        if all("origin" in vars(half) for half in (image, text)):                # built again from the same halves
+            self.origin = {"spec": "part:two_towers", "image": image.origin, "text": text.origin}
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         return self.scale.exp() * F.normalize(self.image(x), dim=-1) @ F.normalize(self.text(tokens), dim=-1).T

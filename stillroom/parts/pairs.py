@@ -10,7 +10,10 @@ from stillroom.parts.losses.logits import UNLABELLED
 
 
 def by_label(data) -> tuple[TensorDataset, TensorDataset] | tuple[Subset, Subset]:
-    """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists."""
+    """The samples of a data set of (x, y) that have a label, and those that have none. Reads `data.targets` where it exists; None
+    says that answers are no classes but masks or boxes: then all samples count as labelled."""
+    if getattr(data, "targets", ...) is None:
+        return Subset(data, range(len(data))), Subset(data, ())
     if isinstance(data, TensorDataset):
         has = data.tensors[1] != UNLABELLED
         return _some(data, has), _some(data, ~has)

@@ -36,9 +36,9 @@ class Prompted(Module):
         self.tokens = nn.Parameter(0.02 * torch.randn(shape, device=seen.device), requires_grad=count > 0)
         if at is not None:
             self.tokens.data[:1] = seen[:1, at : at + count]
-        if "origin" in vars(tower) and at is None:     # built again from the same tower
+        if "origin" in vars(tower):                    # built again from the same tower
             self.origin = {"spec": "part:prompted", "model": tower.origin, "sample": list(x.shape[1:]), "count": count,
-                           "depth": depth}
+                           "depth": depth, "at": at}
 
     def train(self, mode: bool = True):
         super().train(mode)

@@ -70,7 +70,9 @@ def run(folder: Path) -> str:
 
 
 def _reached(result: dict[str, Any]) -> str:
-    """What a run was judged to be: its accuracy, or the proof of the recipe's own trial."""
+    """What a run was judged to be: its accuracy or mIoU, or the proof of the recipe's own trial."""
+    if "mIoU" in result:
+        return note(f"{result['mIoU']:.2f} % mIoU of {result['samples']:,} test images")
     if "beats" not in result:
         return note(f"{result['accuracy']:.2f} % of {result['samples']:,} test samples right") if result else ""
     rows = {"what was made": result["ours"], f"{result['baseline']} (to be beaten)": result["beats"], **result["also"]}

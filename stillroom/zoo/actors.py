@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import Refused
-from stillroom.zoo import arrays, own
+from stillroom.zoo import arrays, language, own
 from stillroom.zoo.data import data
 from stillroom.zoo.from_files import callable_in
 from stillroom.zoo.models import model
@@ -25,19 +25,20 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     Dataset           data; `list[Dataset]` several, separated by commas
     Nodes             planetoid:NAME, hypergraph:NAME, or what file:PATH.py:callable returns, PyTorch Geometric's too
     Env, Envs         a world: gym:ID
-    Tensor            npz:PATH?array=NAME, or all images of a data set
-    Callable          file:PATH.py:callable, not called
+    Tensor            npz:PATH?array=NAME, `sentences` about the classes, or all images of a data set
+    Callable          file:PATH.py:callable, not called; rewards: number, exact, matching:EXPRESSION; detectors: patterns, nothing
     Oracle            a teacher that only answers: oracle:URL#MODEL, or oracle:file:PATH.py:callable
     Space, Ontology, Task  what file:PATH.py:callable returns, called with its options
     int, float, str   the value itself
 
-    context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data.
-    Raises `Refused`.
+    context: `classes`, `channels`, `size`, `pretrained` for models; `channels`, `size`, `skip_corrupt`, `split`, `seed` for data;
+    `speaks`, folder or name of the model whose tokenizer reads and writes where a name says no other. Raises `Refused`.
     """
-    unknown = [k for k in context if k not in MODEL + DATA]
+    unknown = [k for k in context if k not in (*MODEL, *DATA, "speaks")]
     if unknown:
         raise TypeError(f"actor() has no argument {unknown[0]!r}")
     of_model, of_data = ({k: v for k, v in context.items() if k in keys} for keys in (MODEL, DATA))
+    speaks = context.get("speaks", "")
     annotation = annotation.removesuffix(" | None")
     kind = annotation.partition("[")[0].rpartition(".")[2]
     if kind == "Module":
@@ -45,20 +46,19 @@ def actor(annotation: str, spec: str, **context: Any) -> Any:
     if kind in ("list", "Sequence", "tuple") and "Module" in annotation:
         return [model(part, **of_model) for part in spec.split(",")]
     if kind == "Dataset":
-        return data(spec, **of_data)
+        return data(language.told(spec, speaks), **of_data)
     if kind == "list" and "Dataset" in annotation:
-        return [data(part, **of_data) for part in spec.split(",")]
+        return [data(language.told(part, speaks), **of_data) for part in spec.split(",")]
     if kind == "Nodes":
         return graph(spec)
     if kind.startswith("Env"):
         return env(spec)
     if kind == "Tensor":
+        if parse(spec).kind == "sentences":
+            return language.sentences(parse(spec), context.get("classes"), speaks)
         return _tensor(spec, of_data)
     if kind == "Callable":
-        asked = parse(spec)
-        if asked.kind != "file":
-            raise Refused(f"{spec!r} names no callable", "it reads file:PATH.py:callable")
-        return callable_in(asked)[1]
+        return callable_in(parse(spec))[1] if spec.startswith("file:") else language.named(spec, speaks)
     if kind in ("Space", "Ontology", "Task"):
         return own.called(parse(spec), classes=context.get("classes"), channels=context.get("channels"))
     if kind == "Oracle":

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from stillroom.errors import Refused
+from stillroom.models.towers import TwoTowers
 from stillroom.zoo.specs import Spec
 
 Scale = Sequence[float] | float
@@ -51,7 +52,7 @@ def finish(built: Built, wish: Wish) -> Module:
         channels = built.expects[0] if built.expects else 3
         mean = _per_channel(built.scale[0] if wish.mean is None else wish.mean, channels)
         std = _per_channel(built.scale[1] if wish.std is None else wish.std, channels)
-        normalise(net, mean, std)
+        normalise(net.image if isinstance(net, TwoTowers) else net, mean, std)
     own = vars(net).get("classes")                  # a model of one's own may know its classes
     net.classes = own if isinstance(own, list) else built.names
     net.expects = built.expects
@@ -59,6 +60,9 @@ def finish(built: Built, wish: Wish) -> Module:
     origin = {"spec": built.spec, "options": built.options, "classes": built.classes, "channels": wish.channels,
               "size": wish.size, "mean": mean, "std": std} | ({} if built.config is None else {"config": built.config})
     net.origin = json.loads(json.dumps(origin))     # as it will be read again
+    if isinstance(net, TwoTowers):                  # of which a recipe may keep a half
+        for half in ("image", "text"):
+            getattr(net, half).origin = {**net.origin, "options": {**net.origin["options"], "half": half}}
     return net
 
 

@@ -1,5 +1,6 @@
 """Data by name: images in [0, 1] with their labels, and the splits into what is learnt from and what is judged on."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,16 @@ from typing import Any
 import torch
 
 from stillroom.errors import Refused
-from stillroom.zoo import arrays, folders, images, own, shared, tables
-from stillroom.zoo.sets import SPLITS, Arrays, Given, Set, cut, few_labels, noisy_labels
+from stillroom.zoo import arrays, boxes, folders, images, language, masks, own, shared, tables, waves
+from stillroom.zoo.sets import SPLITS, Answered, Arrays, Given, Set, cut, few_labels, noisy_labels
 from stillroom.zoo.specs import Spec, near, parse, take
 
 Size = int | tuple[int, int] | None
+
+
+NAMED: dict[str, Callable[[Spec, Any, Any, bool, int], Given]] = {
+    "folder": folders.given, "masks": masks.given, "boxes": boxes.given, "wavs": waves.given, "prompts": language.prompts,
+    "passages": language.passages, "texts": language.texts, "hf": tables.given, "npz": arrays.given, "file": own.given}
 
 
 def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corrupt: bool = False, split: str = "train",
@@ -21,10 +27,13 @@ def data(spec: str, *, size: Size = None, channels: int | None = None, skip_corr
 
     digits · folder:PATH (a folder per class, or images alone; `train`, `valid`, `test` inside are respected) · npz:PATH (x, y;
     images, labels; data, target) · hf:NAME, FOLDER or FILE (datasets; parquet, jsonl, csv) · cifar10, cifar100, fashion_mnist
-    where the shared data are · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by
-    split; x may be anything that the method takes. Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share
-    of them wrong; for npz `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for file
-    the arguments of the callable.
+    where the shared data are · wavs:PATH (a folder per class, or clips alone) · passages:FILE (a text, cut into blocks) ·
+    texts:FILE · file:PATH.py:callable, which returns a map-style data set of samples (x, y), or a dict of them by split; x may be
+    anything that the method takes. With another answer than a class: masks:PATH (images/ and masks/) · boxes:PATH (COCO's JSON) ·
+    prompts:FILE (jsonl, csv). Options: `?labels=50` keeps that many labels, `?noise=0.4` makes that share of them wrong; for npz
+    `scale`, `layout`; for hf `image`, `label`, `text`, `tokenizer`, `length`, `config`, `scale`; for masks `classes`, `size`; for
+    boxes `images`, `size`, `masks`; for wavs `seconds`, `rate`; for passages and prompts `tokenizer`, `length`; for prompts
+    `prompt`, `answer`, `chat`; for texts `text`; for file the arguments of the callable.
 
     size          height and width, or one number: cut to these proportions around the middle, and resized
     skip_corrupt  leave images out that cannot be read; without it they are named and refused
@@ -68,18 +77,17 @@ def splits(spec: str, *, size: Size = None, channels: int | None = None, skip_co
 
 def _given(spec: str, size: Size, channels: int | None, skip: bool, seed: int) -> tuple[Spec, Given]:
     asked = parse(spec)
-    named = {"folder": folders.given, "hf": tables.given, "npz": arrays.given, "file": own.given}
     alone = {"digits": _digits, **dict.fromkeys(shared.NAMES, shared.given)}
-    known = f"data read {', '.join(alone)}, {', '.join(f'{kind}:…' for kind in named)}"
-    if asked.kind not in named | alone:
+    known = f"data read {', '.join(alone)}, {', '.join(f'{kind}:…' for kind in NAMED)}"
+    if asked.kind not in NAMED | alone:
         raise Refused(f"{spec!r} names no data", f"did you mean 'folder:{spec}'?" if Path(spec).is_dir() else
-                      f"{near(asked.kind, named | alone)} {known}")
-    if bool(asked.name) != (asked.kind in named):
+                      f"{near(asked.kind, NAMED | alone)} {known}")
+    if bool(asked.name) != (asked.kind in NAMED):
         raise Refused(f"{spec!r} names no data", known)
     sides = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
     if (sides and min(sides) < 1) or (channels is not None and channels < 1):
         raise Refused(f"size={size}, channels={channels}", "whole numbers from 1")
-    return asked, (named | alone)[asked.kind](asked, sides, channels, skip, seed)
+    return asked, (NAMED | alone)[asked.kind](asked, sides, channels, skip, seed)
 
 
 def _digits(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
@@ -100,6 +108,8 @@ def _digits(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Giv
 
 def _spoilt(train: Set, asked: Spec, seed: int) -> Set:
     """Fewer labels, or wrong ones, as the options say."""
+    if isinstance(train, Answered):
+        return train
     labels, noise = asked.options.get("labels"), asked.options.get("noise")
     if (labels is not None or noise is not None) and not train.classes:
         raise Refused(f"{asked} has no labels to leave out or to spoil", "drop ?labels= and ?noise=")

@@ -1,5 +1,6 @@
 """Folders of images: one folder a class, or images alone; `train`, `valid` and `test` inside are respected."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,34 @@ UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given:
     """The splits of a folder; valid and test take classes, size and channels from train. Raises `Refused`."""
     take(asked.options, {"labels": 0, "noise": 0.0}, asked)
+    return by_split(there(asked, "name a folder of images"), partial(_pictures, skip=skip), size, channels)
+
+
+def there(asked: Spec, remedy: str) -> Path:
+    """The folder that a name means. Raises `Refused`."""
     root = Path(asked.name).expanduser()
     if not root.is_dir():
-        raise Refused(f"{root} is no folder", "name a folder of images")
+        raise Refused(f"{root} is no folder", remedy)
+    return root
+
+
+def by_split(root: Path, read: Callable[[Path, list[str] | None, Any, Any], Set], size: Any, channels: Any) -> Given:
+    """The splits inside a folder, or all of it: `read(folder, classes, size, channels)` makes the data set of one; valid and test
+    take classes, size and channels from train."""
     inside = {SPLITS[p.name.lower()]: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLITS}
     if "train" not in inside:
-        return {"all": partial(_pictures, root, None, size, channels, skip)}
-    train = lru_cache(maxsize=1)(partial(_pictures, inside["train"], None, size, channels, skip))
+        return {"all": partial(read, root, None, size, channels)}
+    train = lru_cache(maxsize=1)(partial(read, inside["train"], None, size, channels))
 
     def other(part: str) -> Set:
         known = train()
-        return _pictures(inside[part], known.classes, size or known.shape[1:], channels or known.shape[0], skip)
+        return read(inside[part], known.classes, size or known.shape[1:], channels or known.shape[0])
     return {"train": train, **{part: partial(other, part) for part in inside if part != "train"}}
 
 
 def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, skip: bool) -> Lazy:
     """The images below one folder. `classes`: those of the training data, which must not grow."""
-    files, targets, names = _listed(root)
+    files, targets, names = listed(root)
     if classes is not None:
         strange = [n for n in names if n not in classes]
         if strange:
@@ -54,26 +66,28 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
                 shape, content, left_out=len(files) - len(good))
 
 
-def _listed(root: Path) -> tuple[list[Path], list[int], list[str]]:
-    """Images below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none."""
-    alone = _below(root, deep=False)
-    holding = {p.name: _below(p) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+def listed(root: Path, suffixes: tuple[str, ...] = images.SUFFIXES,
+           what: str = "images") -> tuple[list[Path], list[int], list[str]]:
+    """Files below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none. Raises `Refused`."""
+    alone = below(root, False, suffixes)
+    holding = {p.name: below(p, True, suffixes) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     if not any(holding.values()):
         if not alone:
-            raise Refused(f"{root} holds no images",
-                          f"a folder per class with images inside, or images alone ({', '.join(images.SUFFIXES)})")
+            raise Refused(f"{root} holds no {what}",
+                          f"a folder per class with {what} inside, or {what} alone ({', '.join(suffixes)})")
         return alone, [UNLABELLED] * len(alone), []
     empty = [name for name, found in holding.items() if not found]
     if empty:
-        raise Refused(f"the class folder {empty[0]!r} of {root} holds no images", "put images there, or remove the folder")
+        raise Refused(f"the class folder {empty[0]!r} of {root} holds no {what}", f"put {what} there, or remove the folder")
     if alone:
-        raise Refused(f"{len(alone)} images lie beside the class folders of {root}, such as {alone[0].name}",
+        raise Refused(f"{len(alone)} {what} lie beside the class folders of {root}, such as {alone[0].name}",
                       "move them into a class's folder, or into one called 'unlabelled'")
     classes = [name for name in holding if name.lower() not in UNLABELLED_FOLDERS]
     pairs = [(f, classes.index(name) if name in classes else UNLABELLED) for name, found in holding.items() for f in found]
     return [f for f, _ in pairs], [t for _, t in pairs], classes
 
 
-def _below(folder: Path, deep: bool = True) -> list[Path]:
+def below(folder: Path, deep: bool = True, suffixes: tuple[str, ...] = images.SUFFIXES) -> list[Path]:
+    """Files of these kinds in a folder, and in those inside."""
     found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in found if p.suffix.lower() in images.SUFFIXES and not p.name.startswith(".") and p.is_file())
+    return sorted(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +83,16 @@ def fit(x: Tensor, size: tuple[int, int] | None, channels: int | None) -> Tensor
     top, left = (height - keep_h) // 2, (width - keep_w) // 2
     middle = x[:, :, top : top + keep_h, left : left + keep_w]
     return torch.cat([F.interpolate(part, size=size, mode="bilinear", antialias=True) for part in middle.split(1024)])
+
+
+def sides(told: Any, size: tuple[int, int] | None, asked: Any) -> tuple[int, int] | None:
+    """Height and width as a name says them, `?size=240` or `?size=(240,320)`, else as the run does. Raises `Refused`."""
+    if told is None:
+        return size
+    found = (told, told) if isinstance(told, int) else told
+    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(n, int) and n > 0 for n in found):
+        raise Refused(f"{asked}: size={told!r}", "one whole number, or height and width: ?size=(240,320)")
+    return found
 
 
 def settle(seen: Sequence[Seen], size: tuple[int, int] | None, channels: int | None, name: str) -> tuple[int, int, int]:

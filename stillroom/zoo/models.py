@@ -9,13 +9,17 @@ from torch.nn import Module
 
 from stillroom._compat import package
 from stillroom.errors import Refused
+from stillroom.models.towers import TwoTowers
 from stillroom.parts import placement
 from stillroom.zoo import from_files, from_timm, from_torchvision, from_transformers
 from stillroom.zoo.built import Built, Wish, finish, head_digest
 from stillroom.zoo.specs import Spec, near, parse
 
+OF_TRANSFORMERS = {"hf": from_transformers.classifier, "lm": from_transformers.language,
+                   "clip": from_transformers.two_towers, "speech": from_transformers.speech}
 SOURCES: dict[str, Callable[[Spec, Wish], Built]] = {
-    "timm": from_timm.build, "torchvision": from_torchvision.build, "hf": from_transformers.build,
+    "timm": from_timm.build, "torchvision": from_torchvision.build,
+    **{kind: partial(from_transformers.build, make=make) for kind, make in OF_TRANSFORMERS.items()},
     "file": from_files.own, "small": partial(from_files.ours, home="stillroom.models.small"),
     "field": partial(from_files.ours, home="stillroom.models.fields")}
 KINDS = (*SOURCES, "run", "store")
@@ -25,13 +29,14 @@ def model(spec: str, *, classes: int | Sequence[str] | None = None, channels: in
           size: int | tuple[int, int] | None = None, pretrained: bool = False) -> Module:
     """A model by name: logits [batch, classes] of images [batch, channels, height, width] in [0, 1].
 
-    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images or texts) · file:PATH.py:callable ·
-    run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp · small:cnn ·
-    field:mlp, field:table, field:planes, field:volume (radiance fields); options as
-    `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input scale as
-    `?mean=0.5&std=0.5`. A folder is loaded with its weights; `pretrained` fetches them from the hub. Fresh weights are drawn from
-    torch's global generator. A teacher's `?place=8bit`, `offload`, `blocks` or `blocks:N` says where its weights lie
-    (`parts.placement`).
+    timm:NAME or FOLDER · torchvision:NAME · hf:NAME or FOLDER (a classifier of images, pixels or texts) · lm:NAME or FOLDER (a
+    causal language model) · clip:NAME or FOLDER (two towers; `?half=image`: one) · speech:NAME or FOLDER (a HuBERT; `?as=slices`,
+    `?as=mean`) · file:PATH.py:callable · run:FOLDER (made before) · store:FOLDER (what a teacher said) · small:mlp, small:cnn,
+    small:segmenter, small:detector, small:codec, small:judges · field:mlp, field:table, field:planes, field:volume (radiance
+    fields); options as `timm:resnet18?drop_rate=0.1`, weights on this machine as `torchvision:resnet18?weights=FILE`, an input
+    scale as `?mean=0.5&std=0.5`. A folder is loaded with its weights, and so is lm:, clip: or speech: from the hub; `pretrained`
+    fetches those of classifiers. Fresh ones are drawn from torch's global generator. A teacher's `?place=8bit`, `offload`,
+    `blocks` or `blocks:N` says where its weights lie (`parts.placement`).
 
     classes     their number, or their names
     size        height and width of the images, or one number for both
@@ -74,15 +79,19 @@ def rebuild(origin: dict[str, Any]) -> Module:
 
         first, *others = (torch.zeros(size) for size in origin["sizes"])
         return Archive(first, origin["weights"]) if origin["spec"] == "part:archive" else Index(first, *others)
+    if origin["spec"] == "part:two_towers":
+        return TwoTowers(rebuild(origin["image"]), rebuild(origin["text"]))
     if origin["spec"].startswith("part:"):
         from stillroom.parts.heads import ClassVectors, Proxies, Subclasses, TwoHeads, headless
         from stillroom.parts.prompts import Prompted
 
-        net = rebuild(origin["model"])
+        net: Any = rebuild(origin["model"])
         if origin["spec"] == "part:class_vectors":
             return ClassVectors(net, torch.ones(origin["shape"]), torch.ones(()), origin["dim"])
         x = torch.zeros(1, *origin["sample"])
         if origin["spec"] == "part:prompted":
+            if origin["model"].get("options", {}).get("half"):             # of two towers: it has no head, and may read tokens
+                return Prompted(net, x if origin["at"] is None else x.long(), origin["count"], origin["depth"], origin["at"])
             return Prompted(headless(net, x)[0], x, origin["count"], origin["depth"])
         if origin["spec"] == "part:proxies":
             return Proxies(net, x, origin["temperature"])
@@ -95,8 +104,8 @@ def rebuild(origin: dict[str, Any]) -> Module:
     wish = Wish(origin.get("classes"), None, origin.get("channels"), _tuples(origin.get("size")), False,
                 origin.get("mean"), origin.get("std"))
     asked = asked._replace(options=options)
-    if asked.kind == "hf":
-        return finish(from_transformers.configured(origin["config"], asked, wish, None), wish)
+    if asked.kind in OF_TRANSFORMERS:
+        return finish(OF_TRANSFORMERS[asked.kind](origin["config"], asked, wish, None), wish)
     if asked.kind == "timm" and not package("timm").is_model(asked.name):
         raise Refused(f"this timm knows no {asked.name!r}", "install the version that student.json names")
     if asked.kind == "file":

@@ -85,11 +85,47 @@ class Lazy(Dataset):
         return Lazy(self.read, targets, self.classes, self.name, self.shape, self.content, self.kind, self.index, self.left_out)
 
 
-Set = Arrays | Lazy
+class Answered(Dataset):
+    """Samples whose answer is no class but a mask, boxes or a text: `read(i)` gives (x, answer) of sample i of the source.
+    `left_out` says what is missing from it, in words."""
+
+    targets = None
+
+    def __init__(self, read: Callable[[int], tuple[Any, Any]], count: int, classes: Sequence[str], name: str,
+                 shape: tuple[int, ...], content: str, kind: str, index: Tensor | None = None, left_out: str = ""):
+        self.read, self.classes, self.name, self.shape = read, list(classes), name, shape
+        self.content, self.kind, self.left_out = content, kind, left_out
+        self.index = torch.arange(count) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.read(int(self.index[i]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the source, and of which samples of it these are."""
+        return _digest(self.content, self.classes, self.shape, self.index)
+
+    @property
+    def words(self) -> str:
+        """What the data are, in one line."""
+        known = f", {len(self.classes)} classes" if self.classes else ""
+        left = f", {self.left_out}" if self.left_out else ""
+        return f"{self.name}: {len(self):,} {self.kind} of {' × '.join(map(str, self.shape))}{known}{left}"
+
+    def take(self, index: Tensor) -> "Answered":
+        """Some of the samples, in that order."""
+        return Answered(self.read, len(index), self.classes, self.name, self.shape, self.content, self.kind, self.index[index],
+                        self.left_out)
+
+
+Set = Arrays | Lazy | Answered
 Given = dict[str, Callable[[], Set]]         # splits that data come with; {"all": …} when they come in one piece
 
 
-def few_labels(data: Set, labels: int, seed: int) -> Set:
+def few_labels(data: Arrays | Lazy, labels: int, seed: int) -> Arrays | Lazy:
     """`labels` of the labels, evenly over the classes; the other samples stay without."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     each, more = divmod(labels, len(data.classes))
@@ -97,7 +133,7 @@ def few_labels(data: Set, labels: int, seed: int) -> Set:
     return data.relabelled(torch.full_like(data.targets, UNLABELLED).index_copy(0, kept, data.targets[kept]))
 
 
-def noisy_labels(data: Set, share: float, seed: int) -> Set:
+def noisy_labels(data: Arrays | Lazy, share: float, seed: int) -> Arrays | Lazy:
     """A `share` of the labels drawn evenly from the other classes."""
     draw, count = torch.Generator().manual_seed(seed), len(data.classes)
     wrong = (torch.rand(len(data), generator=draw) < share) & (data.targets != UNLABELLED)
@@ -109,23 +145,24 @@ def cut(data: Set, shares: Sequence[float], seed: int) -> list[Set]:
     """The data cut into what is left and one part per share, evenly over the classes; samples without a label stay in the
     first part, unless none has one. A class with fewer than three samples stays whole."""
     draw = torch.Generator().manual_seed(seed)
-    unlabelled = not (data.targets != UNLABELLED).any()
-    groups = [UNLABELLED] if unlabelled else sorted(set(data.targets.tolist()) - {UNLABELLED})
+    y = torch.full((len(data),), UNLABELLED) if isinstance(data, Answered) else data.targets
+    unlabelled = not (y != UNLABELLED).any()
+    groups = [UNLABELLED] if unlabelled else sorted(set(y.tolist()) - {UNLABELLED})
     parts: list[list[Tensor]] = [[] for _ in range(len(shares) + 1)]
     if not unlabelled:
-        parts[0].append((data.targets == UNLABELLED).nonzero().flatten())
+        parts[0].append((y == UNLABELLED).nonzero().flatten())
     for group in groups:
-        members = (data.targets == group).nonzero().flatten()
+        members = (y == group).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=draw)]
         for number, share in enumerate(shares, 1):
-            size = max(1, round(share * (data.targets == group).sum().item())) if len(members) > 2 else 0
+            size = max(1, round(share * (y == group).sum().item())) if len(members) > 2 else 0
             parts[number].append(members[:size])
             members = members[size:]
         parts[0].append(members)
     return [data.take(torch.cat(part).sort().values) for part in parts]
 
 
-def _words(data: Set, kind: str) -> str:
+def _words(data: Arrays | Lazy, kind: str) -> str:
     labelled = int((data.targets != UNLABELLED).sum())
     some = "" if labelled == len(data) else f", {labelled:,} labelled"
     known = f"{len(data.classes)} classes{some}" if labelled else "no labels"

@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom._compat import package
 from stillroom.errors import Refused
 from stillroom.parts.losses.logits import UNLABELLED
-from stillroom.zoo import arrays, images
+from stillroom.zoo import arrays, images, language
 from stillroom.zoo.built import first_line
 from stillroom.zoo.sets import SPLITS, Arrays, Given, Lazy, Set
 from stillroom.zoo.specs import Spec, near, take
@@ -118,9 +118,8 @@ def _texts(table: Any, column: str, targets: Tensor, classes: list[str], name: s
     if not options["tokenizer"]:
         raise Refused(f"{asked} holds texts, which need a tokenizer",
                       f"name the folder of the model's: {asked}?tokenizer=FOLDER&length=128")
-    transformers = package("transformers")
+    tokenizer = language.tokenizer(str(options["tokenizer"]))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(options["tokenizer"]), trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         batch = tokenizer([str(t) for t in table[column]], padding="max_length", truncation=True, max_length=options["length"],
