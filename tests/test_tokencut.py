@@ -92,6 +92,17 @@ def test_it_is_the_best_of_all_ways_to_part_clear_groups(seed):
     assert torch.equal(best, vector > vector.mean()) or torch.equal(best, vector <= vector.mean())
 
 
+@pytest.mark.parametrize("sizes", [(20, 9, 4), (30, 12, 11), (40, 3, 2, 1), (25, 8, 5, 4)])
+def test_of_several_groups_the_second_largest_has_the_largest_value(sizes):
+    """v = S / (N − μ·size) on a group, with μ between N / a and N / b for a > b > …: the limit of one cut in two."""
+    vector = normalised_cut(groups(*sizes))[1].split(sizes)
+    n, mu = sum(sizes), normalised_cut(groups(*sizes))[0] / 1e-5
+    assert n / sizes[0] < mu < n / sizes[1]
+    values = [group[0].item() * (n - mu * size) for group, size in zip(vector, sizes, strict=True)]
+    assert values == pytest.approx([values[0]] * len(sizes), rel=1e-2)
+    assert max(range(len(sizes)), key=lambda i: vector[i].abs().max()) == 1
+
+
 def naive(key, threshold, trace):
     """Sections 3.2 and 3.3 line by line, in numpy; the part that hangs together by walking from the seed."""
     rows, columns, _ = key.shape
@@ -222,6 +233,14 @@ def test_boxes_are_in_pixels_and_end_with_the_image():
         r, c = (mask.any(side).nonzero().flatten() for side in (1, 0))
         assert [top, left] == [4 * r[0], 4 * c[0]]
         assert top + tall == min(18, 4 * int(r[-1]) + 4) and left + wide == min(15, 4 * int(c[-1]) + 4)
+
+
+def test_without_smoothing_the_map_is_the_mask():
+    torch.manual_seed(0)
+    net, data = ViT(image=16, patch=4, channels=2, dim=24, depth=1, heads=3), Images(16, 16)
+    data.x = data.x[:, :2]                                         # no colours, and no solver that asks for them
+    for _, mask, _, map in TokenCut(patch=4, smooth=0.0)(Run(), teacher=net, data=data):
+        assert torch.equal(map, arena.enlarged([mask], 4)[0])
 
 
 def test_a_patch_that_is_not_the_teachers_is_refused():

@@ -63,6 +63,7 @@ def scenes(seed: int = 0) -> Cast:
     corloc(boxes)        share of images of which an object is found, or a pile of objects that touch each other, in percent
     outlined(maps)       IoU, F_β and accuracy of maps in pixels against the objects', in percent
     refined(masks)       maps in pixels of masks in patches, by the bilateral solver
+    shown(maps)          some images, maps in pixels by name, and the objects, to be looked at
     lost(threshold, near)   masks by LOST (Siméoni et al. 2021) on the teacher's keys; the paper has 0 and 100
     attention()          masks: the patches to which the class token attends most
     centre(share)        boxes: this share of height and width, in the middle
@@ -76,8 +77,8 @@ def scenes(seed: int = 0) -> Cast:
         {"teacher": copy.deepcopy(teacher), "data": _unlabelled(x)}, data=ground.words, real=ground.real, ground=ground,
         corloc=partial(corloc, truth=boxes), outlined=lambda maps: saliency(maps, masks[: len(maps)]),
         refined=lambda found: [bilateral.solve(*pair) for pair in zip(x, enlarged(found, ground.patch), strict=True)],
-        lost=partial(_lost, teacher, ground), attention=lambda: _attention(teacher, ground), centre=partial(_centre, ground),
-        untrained=copy.deepcopy(untrained), plain=Plain(ground.patch))
+        shown=partial(_shown, ground.test), lost=partial(_lost, teacher, ground), attention=lambda: _attention(teacher, ground),
+        centre=partial(_centre, ground), untrained=copy.deepcopy(untrained), plain=Plain(ground.patch))
 
 
 class Plain(Module):
@@ -221,3 +222,9 @@ def _centre(ground: Ground, share: float) -> Tensor:
     height, width = ground.test.x.shape[-2:]
     rest = (1 - share) / 2
     return torch.tensor([rest * height, rest * width, share * height, share * width]).expand(len(ground.test.x), 4)
+
+
+def _shown(part: Part, maps: dict[str, list[Tensor]], count: int = 8) -> dict[str, Tensor]:
+    """Of the first images, [n, 1 or 3, height, width] in [0, 1]."""
+    drawn = {who: torch.stack(those[:count])[:, None].float().clamp(0, 1) for who, those in maps.items()}
+    return {"the images": part.x[:count], **drawn, "the objects": part.masks[:count, None].float()}

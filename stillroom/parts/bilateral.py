@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillroom.errors import Refused
+
 YUV = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))     # of JPEG, BT.601
 
 
@@ -14,13 +16,14 @@ def solve(image: Tensor, target: Tensor, confidence: Tensor | None = None, spati
     """The map x that minimises smooth/2 · Σ Ŵ_ij·(x_i − x_j)² + Σ c_i·(x_i − t_i)² over the pixels (Barron, Poole 2016, eq. 1),
     Ŵ bistochastic and large between pixels that are near each other and of like colour; [height, width], float64 on the CPU.
 
-    image        [3, height, width], red, green, blue in [0, 1]
+    image        [3, height, width], red, green, blue in [0, 1], or grey [1, height, width]
     target       t [height, width]
     confidence   c [height, width], not negative, somewhere positive; 1 everywhere when left out
     spatial, luma, chroma   how near: in pixels, and in 255ths of brightness and of either difference of colour
     rounds       of conjugate gradients, fewer when the residual falls to 1e-5 of the right side
 
-    x is constant on a vertex of the grid of (down, right, luma, chroma, chroma): all pixels of one cell in these units.
+    x is constant on a vertex of the grid of (down, right, luma, chroma, chroma): all pixels of one cell in these units. Raises
+    `Refused` for other channels.
     """
     from scipy.sparse import diags_array
     from scipy.sparse.linalg import cg
@@ -41,8 +44,10 @@ def grid(image: Tensor, spatial: float, luma: float, chroma: float) -> tuple[Any
     vertices, sparse [vertices, vertices], 10 on the diagonal and 1 between neighbours along one axis. For `solve`."""
     from scipy.sparse import coo_array, eye_array
 
-    height, width = image.shape[-2:]
-    colour = 255 * image.detach().double().cpu().numpy()                             # [3, height, width]
+    channels, height, width = image.shape
+    if channels not in (1, 3):
+        raise Refused(f"an image of {channels} channels has no brightness", "give it in red, green and blue, or in grey")
+    colour = 255 * image.expand(3, -1, -1).detach().double().cpu().numpy()                             # [3, height, width]
     yuv = np.tensordot(np.array(YUV), colour, 1) + np.array([0.0, 128.0, 128.0])[:, None, None]
     at = np.stack([*np.mgrid[:height, :width] / spatial, yuv[0] / luma, *yuv[1:] / chroma]).reshape(5, -1)
     at = (at + 1e-4).astype(np.int64)                       # grey lies on an edge of cells: not on either side by rounding

@@ -121,6 +121,13 @@ def test_what_has_no_confidence_is_told_by_what_looks_like_it():
     assert torch.equal(found > 0.5, inside.bool())
 
 
+def test_grey_is_three_equal_colours_and_other_channels_are_refused():
+    grey, target = picture()[0][:1], picture()[1]
+    assert torch.equal(bilateral.solve(grey, target), bilateral.solve(grey.repeat(3, 1, 1), target))
+    with pytest.raises(Refused, match="4 channels"):
+        bilateral.solve(grey.repeat(4, 1, 1), target)
+
+
 def test_a_mask_beside_the_block_becomes_the_block():
     image, target, inside = picture(40, 50)
     inside, target = torch.zeros(40, 50), torch.zeros(40, 50)

@@ -10,7 +10,8 @@ Wang, Shen, Hu, Yuan, Crowley, Vaufreydaz — CVPR 2022 — https://arxiv.org/ab
     weights   1 between patches that are alike, a trace between the others
     learns    nothing, no gradient: the normalised cut of this graph parts an object from the rest
     stages    the cut, in patches; then the object's mask in pixels, its edges moved to those of the image
-    note      one object an image; not built: the detector trained on the boxes
+    note      one object an image: of more than two kinds of patch, the second most frequent; not built: the detector trained on
+              the boxes
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class TokenCut(Recipe):
     spatial: float = 16.0     # how far the mask is smoothed: in pixels,
     luma: float = 16.0        # in 255ths of brightness
     chroma: float = 8.0       # and of either difference of colour
-    smooth: float = 256.0     # λ, strength of this smoothing beside the mask itself
+    smooth: float = 256.0     # λ, its strength beside the mask itself; 0: none, the mask stays as it is
     steps: int = 1_000_000    # images to read, at most all
 
     def distill(self, run: Run, teacher: Module, data: Dataset) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -52,8 +53,10 @@ class TokenCut(Recipe):
             x = run.place(data[i][0])                                                # [channels, height, width]
             mask, vector = cut(keys(teacher, x[None], self.patch)[0], self.threshold, self.trace)
             whole = mask.repeat_interleave(self.patch, 0).repeat_interleave(self.patch, 1)[: x.shape[1], : x.shape[2]]
-            found.append((bounds(whole), mask, vector,
-                          bilateral.solve(x, whole, None, self.spatial, self.luma, self.chroma, self.smooth)))
+            map = whole.double()
+            if self.smooth:
+                map = bilateral.solve(x, map, None, self.spatial, self.luma, self.chroma, self.smooth)
+            found.append((bounds(whole), mask, vector, map))
 
         return found
 
@@ -81,7 +84,9 @@ def trial(seed=0):
 
 
 def proof(made, cast):
-    """It finds more objects than LOST does on the same keys, with a threshold of its own, and more of their pixels."""
+    """It finds more objects than LOST does on the same keys, with a threshold of its own, and more of their pixels, both with the
+    solver. Not everywhere: on blood cells (bccd, validation images: ground, red cells, one white cell) LOST found 79 to 83 of a
+    hundred white cells and the cut 43 to 57, for of three kinds of patch it takes the second most frequent."""
     def found(teacher, threshold):
         return [box for box, *_ in TokenCut(threshold=threshold, patch=patch)(Run(), teacher=teacher, data=cast.actors["data"])]
 
@@ -93,8 +98,8 @@ def proof(made, cast):
              "the centre": cast.centre(ground.centre), "the whole image": cast.centre(1.0)}
     also = {who: cast.corloc(those) for who, those in boxes.items()}
     maps = {"": [map for *_, map in made], " without the solver": enlarged([mask for _, mask, *_ in made], patch),
-            " of LOST": cast.refined(lost), " of LOST without the solver": enlarged(lost, patch)}
-    pixels = {f"{what}{whose}": score for whose, those in maps.items()
-              for what, score in zip(("IoU", "largest F", "accuracy"), cast.outlined(those), strict=True)}
-    ours = cast.corloc([box for box, *_ in made])
-    return Proof(ours, beats=also.pop("LOST"), unit="CorLoc", baseline="LOST", also=also | pixels)
+            " of LOST": cast.refined(lost)}
+    also |= {f"{what}{whose}": score for whose, those in maps.items()
+             for what, score in zip(("IoU", "largest F", "pixel accuracy"), cast.outlined(those), strict=True)}
+    return Proof(cast.corloc([box for box, *_ in made]), beats=also.pop("LOST"), unit="CorLoc", baseline="LOST", also=also,
+                 shows=lambda: cast.shown({"TokenCut": maps[""], "LOST": maps[" of LOST"]}))
