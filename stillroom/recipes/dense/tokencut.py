@@ -85,7 +85,7 @@ def trial(seed=0):
 
 def proof(made, cast):
     """It finds more objects than LOST does on the same keys, with a threshold of its own, and more of their pixels, both with the
-    solver. Not everywhere: on blood cells (bccd, validation images, patches of 8 and 10 pixels; ground, red cells, one white cell)
+    solver. Not everywhere: on blood cells (bccd, validation images, patches of 8 and 10 pixels; ground, red and white cells)
     LOST found 79 to 83 of a hundred white cells and the cut 43 to 57, for of three kinds of patch it takes the second most
     frequent; and on photographs of everything (coco_mini), of which a network so small knows little, neither beat a box in the
     middle."""
