@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from stillroom.parts.boxes import overlaps
 
@@ -20,6 +21,8 @@ class Boxes(NamedTuple):
     labels: Tensor           # [n], class numbers
     scores: Tensor | None = None     # [n], of what was found
 
+
+default_collate_fn_map[Boxes] = lambda boxes, **_: list(boxes)      # a batch holds those of each image, which are not as many
 
 def gathered(data, index: Tensor, device: torch.device) -> tuple[Tensor, list[Boxes]]:
     """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each."""
