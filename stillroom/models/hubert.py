@@ -271,7 +271,8 @@ class MeanStates(Module):
 
 
 def like(model: Any) -> Hubert:
-    """A `Hubert` with the weights of a `transformers.HubertModel`. Raises `Refused` for a make that it does not know."""
+    """A `Hubert` with the weights of a `transformers.HubertModel`. Where its norm is over time ("group"), that model counts what
+    clips are filled with, too; this one does not. Raises `Refused` for a make that it does not know."""
     made = model.config
     odd = [name for name, usual in (("do_stable_layer_norm", False), ("conv_pos_batch_norm", False), ("hidden_act", "gelu"),
                                     ("feat_extract_activation", "gelu"), ("feat_proj_layer_norm", True))

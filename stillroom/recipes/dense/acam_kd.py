@@ -10,7 +10,7 @@ Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
     data      images with masks, of which pixels and whole images without a class learn from the teacher alone; or with boxes
     weights   masks, which follow from both maps; their overlap is a loss, so that they stay different
     learns    student weights; adapters, attention and selectors of masks, which are dropped
-    note      reconstruction: selectors' first values, the rate of SGD
+    note      reconstruction: selectors' first values, the rate of SGD; detectors are measured in benchmarks/detectors.py
 """
 
 from dataclasses import dataclass

@@ -56,7 +56,7 @@ class PVDAL(Recipe):
     lr: float = 0.01            # of AdamW, cosine; a deep network takes a tenth
     lr_end: float = 7e-5        # where it ends
     steps: int = 30_000         # updates
-    steps_tune: int = 30_000    # updates by photographs, where there are any
+    steps_tune: int = 30_000    # updates by photographs, where there are any, at the same rate
 
     def distill(self, run: Run, student: Module, teacher: Module, poses: Tensor, focal: float, height: int, width: int,
                 images: Tensor | None = None) -> Module:
