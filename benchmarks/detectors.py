@@ -13,7 +13,7 @@ AP50 in percent, mean over the three classes, of the teacher, which learns four 
 
 The rate is that of 0.02, 0.06 and 0.2, and α of 0.3 and 1, that did best on the validation images with seed 10.
 
-Measured, seeds 0, 1, 2, two to three CPU-minutes each:
+Measured, seeds 0, 1, 2, about three CPU-minutes each:
 
     teacher    50.5  47.6  51.4
     alone       5.8   2.8   4.8
