@@ -154,6 +154,8 @@ def to_device(content: Any, device: torch.device) -> Any:
         return moved
     if isinstance(content, dict):
         return {k: to_device(v, device) for k, v in content.items()}
+    if isinstance(content, tuple) and hasattr(content, "_fields"):
+        return type(content)(*(to_device(v, device) for v in content))
     if isinstance(content, list | tuple):
         return type(content)(to_device(v, device) for v in content)
     return content

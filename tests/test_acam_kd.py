@@ -1,6 +1,7 @@
 """ACAM-KD: masks, masked distances and their overlap against the formulas written out; segmenters; judges of segmentation."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,15 +11,23 @@ from torch.utils.data import TensorDataset
 
 from stillroom import _compat
 from stillroom.arenas import streets as arena
+from stillroom.batches import batches, to_device
 from stillroom.errors import Refused
+from stillroom.measure.detection import Boxes
 from stillroom.measure.segmentation import confusion, iou_by_class, mean_iou, pixel_accuracy, segmented
+from stillroom.models.detector import Pyramid
 from stillroom.models.segmenter import ConvEncoder, Segmenter, segmenter
-from stillroom.parts import losses
+from stillroom.parts import losses, optim
 from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.parts.masks import Level, MapAttention, MaskBank, masked_mean, overlap
+from stillroom.parts.schedules import linear
 from stillroom.parts.taps import Tap
-from stillroom.recipes.dense.acam_kd import ACAMKD, maps
+from stillroom.parts.teachers import Frozen
+from stillroom.recipe import Recipe
+from stillroom.recipes.dense.acam_kd import ACAMKD, maps, task
 from stillroom.run import Run
+
+needs_torchvision = pytest.mark.skipif(_compat.find_spec("torchvision") is None, reason="torchvision is not installed")
 
 
 def some(*shape, seed=0):
@@ -236,7 +245,7 @@ def test_a_classifier_is_no_segmenter():
         maps(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (), torch.rand(1, 3, 2, 2))
 
 
-@pytest.mark.skipif(_compat.find_spec("torchvision") is None, reason="torchvision is not installed")
+@needs_torchvision
 def test_segmenters_of_torchvision_learn_too():
     _compat.package("torchvision")
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
@@ -246,6 +255,113 @@ def test_segmenters_of_torchvision_learn_too():
     with Run() as run:
         ACAMKD(masks=2, batch=2, steps=1, keys=64)(run, student=student, teacher=teacher, data=data(2, 64))
     assert {"task", "channels", "places", "overlap"} <= run.history[-1].keys()
+
+
+# --- detectors -------------------------------------------------------------------------------------------------------
+
+def boxed(n=4):
+    """Images with one box or two; labels that every kind of detector can count."""
+    draw, boxes = torch.Generator().manual_seed(0), torch.tensor([[4.0, 4, 16, 16], [18, 14, 30, 28]])
+    labels = torch.tensor([1, 2])
+    return [(torch.rand(3, 32, 32, generator=draw), Boxes(boxes[: 1 + i % 2], labels[: 1 + i % 2])) for i in range(n)]
+
+
+def detector(kind, widths=(4, 8, 8), seed=0):
+    _compat.package("torchvision")
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    torch.manual_seed(seed)
+    anchors, size = AnchorGenerator(((10, 14), (20, 28)), ((1.0,),) * 2), {"min_size": 32, "max_size": 32}
+    if kind == "one stage":
+        return detection.RetinaNet(Pyramid(widths, 8), 3, anchor_generator=anchors, **size)
+    align = MultiScaleRoIAlign(["0", "1"], 3, 2)
+    return detection.FasterRCNN(Pyramid(widths, 8), 3, rpn_anchor_generator=anchors, box_roi_pool=align, **size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(Recipe):
+    """A detector taught as torchvision's are."""
+
+    steps: int = 3
+
+    def distill(self, run: Run, student: nn.Module, data: list) -> nn.Module:
+        run.keep(student=student, opt=(opt := optim.sgd(student, lr=linear(0.02), decay=1e-4, clip=35.0)))
+        for x, y in run.loop(data, batch=2, steps=self.steps):
+            run.update(opt, **student(x, [{"boxes": on.boxes, "labels": on.labels} for on in y]))
+        return student
+
+
+@needs_torchvision
+@pytest.mark.parametrize("kind", ["one stage", "two stages"])
+def test_without_a_comparison_a_detector_learns_as_it_does_alone(kind):
+    method = ACAMKD(masks=2, sees="nothing", alpha=0.0, diversity=0.0, batch=2, steps=3)
+    run, student = Run(), detector(kind)
+    ours = method(run, student=student, teacher=detector(kind, (8, 8, 8), 1), data=boxed())
+    fresh, alone = detector(kind), Alone()(Run(), student=detector(kind), data=boxed())
+    moved = 0
+    for one, other, old in zip(ours.parameters(), alone.parameters(), fresh.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-7)
+        moved += (one - old).abs().sum().item()
+    assert moved > 0 and run.history[-1]["task"] > 0
+
+
+@needs_torchvision
+@pytest.mark.parametrize("kind", ["one stage", "two stages"])
+def test_every_level_of_a_pyramid_teaches_and_the_teacher_learns_nothing(kind):
+    student, teacher = detector(kind), Frozen(detector(kind, (8, 8, 8), 1))
+    x, y = torch.stack([image for image, _ in boxed()]), [on._asdict() for _, on in boxed()]
+    said, learnt = maps(student, ("backbone",), x, y)
+    _, taught = maps(teacher, ("backbone",), x)
+    assert [m.shape[1:] for m in learnt] == [m.shape[1:] for m in taught] == [(8, 8, 8), (8, 4, 4)]
+    for n, (s, t) in enumerate(zip(learnt, taught, strict=True)):
+        one = Level(8, 8, 2, 4096)
+        student.zero_grad()
+        sum(one(s, t, "both", True)).backward(retain_graph=True)
+        grads = [block[0].weight.grad for block in student.backbone.fpn.layer_blocks]
+        assert grads[n].abs().sum() > 0 and grads[1 - n] is None             # each layer of the pyramid is of one level
+        assert all(p.grad.abs().sum() > 0 for p in (*one.parameters(), *student.backbone.encoder.stages[0].parameters()))
+    assert all(p.grad is None for p in teacher.parameters())
+    assert task(said, y).item() == pytest.approx(sum(v.item() for v in said.values()))
+
+
+@needs_torchvision
+def test_levels_are_compared_one_by_one_and_weighed_alike():
+    """In one step the terms are sums over levels, of masks that are one half everywhere: half the mean squared errors."""
+    student, teacher, run = detector("one stage"), detector("one stage", (8, 8, 8), 1), Run()
+    x = torch.stack([image for image, _ in boxed()])
+    pairs = zip(maps(student, ("backbone",), x, [on._asdict() for _, on in boxed()])[1],
+                maps(teacher.eval(), ("backbone",), x)[1], strict=True)
+    wanted = sum(F.mse_loss(s, t).item() for s, t in pairs) / 2
+    ACAMKD(sees="nothing", diversity=0.0, masks=2, batch=4, steps=1)(run, student=student, teacher=teacher, data=boxed())
+    assert run.history[-1]["channels"] == pytest.approx(wanted, rel=1e-4) == run.history[-1]["places"]
+
+
+@needs_torchvision
+def test_a_detector_inherits_pyramid_and_head():
+    student, teacher = detector("one stage"), detector("one stage", (4, 8, 16), 1)
+    method = ACAMKD(inherit=("backbone.fpn.layer_blocks", "head"), lr=0.0, decay=0.0, masks=2, batch=2, steps=1)
+    made = method(Run(), student=student, teacher=teacher, data=boxed())
+    for name, value in teacher.state_dict().items():
+        same = name.startswith(("backbone.fpn.layer_blocks", "head"))
+        assert not same or torch.equal(made.state_dict()[name], value)
+    assert not torch.equal(made.backbone.encoder.stages[0][0].weight, teacher.backbone.encoder.stages[0][0].weight)
+
+
+@needs_torchvision
+def test_pyramids_of_different_height_are_refused():
+    with pytest.raises(Refused, match="2 maps of the student, 1 of the teacher"):
+        ACAMKD(layers=("backbone",), layers_teacher=("backbone.fpn.layer_blocks.0",), batch=2, steps=1)(
+            Run(), student=detector("one stage"), teacher=detector("one stage", seed=1), data=boxed())
+
+
+def test_a_batch_holds_the_boxes_of_each_image():
+    for x, y in batches(boxed(), 3, start=0, count=2, seed=("seed",)):
+        x, y = to_device((x, y), torch.device("cpu"))
+        assert x.shape == (3, 3, 32, 32) and all(type(on) is Boxes and on.scores is None for on in y)
+        for image, on, i in zip(x, y, x.sample_ids.tolist(), strict=True):
+            assert torch.equal(image, boxed()[i][0]) and torch.equal(on.boxes, boxed()[i][1].boxes)
 
 
 # --- segmenters and their judges -------------------------------------------------------------------------------------

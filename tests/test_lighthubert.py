@@ -166,6 +166,96 @@ def test_only_masked_frames_are_compared():
     torch.testing.assert_close(error(said, seen, masked), naive)
 
 
+# --- clips of different lengths --------------------------------------------------------------------------------------
+
+LENGTHS = torch.tensor([137, 200, 61, 160])
+
+
+def filled():
+    """Clips of LENGTHS, zeros after them, and where there is sound."""
+    there = torch.arange(200) < LENGTHS[:, None]
+    return waves().double() * there, there.long()
+
+
+def test_a_clip_filled_with_zeros_says_in_its_frames_what_it_says_alone():
+    for norm in ("group", "layer"):
+        ours, (x, there) = net(norm=norm, bias=norm == "layer").double().eval(), filled()
+        masked = views.spans(4, ours.frames(LENGTHS), 0.5, 2)
+        said = ours(x, SMALL, masked, attention_mask=there)
+        for n, (long, frames) in enumerate(zip(LENGTHS.tolist(), ours.frames(LENGTHS).tolist(), strict=True)):
+            assert frames == ours.frames(long)
+            alone = ours(x[n : n + 1, :long], SMALL, masked[n : n + 1, :frames])
+            torch.testing.assert_close(said[n, :frames], alone[0], atol=1e-12, rtol=1e-12)
+        assert not torch.allclose(said[0, :6], ours(x, SMALL, masked)[0, :6])               # without the mask it is heard
+
+
+def test_transformers_hears_filled_clips_as_we_do_where_it_norms_each_frame():
+    model = theirs(feat_extract_norm="layer", conv_bias=True).double()
+    ours, (x, there) = like(model).double().eval(), filled()
+    with torch.no_grad():
+        pairs = zip(ours.states(x, attention_mask=there), model(x, there, output_hidden_states=True).hidden_states, strict=True)
+    for a, b in pairs:
+        for n, frames in enumerate(ours.frames(LENGTHS).tolist()):
+            torch.testing.assert_close(a[n, :frames], b[n, :frames])
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_filled_clip_has_the_loss_and_the_gradients_of_the_clip_alone(norm):
+    """In a batch beside others none of whose frames is masked."""
+    x, there = filled()
+    found = []
+    for alone in (False, True):
+        student = net(norm=norm, bias=norm == "layer").double()
+        tap = Tap(net(1, norm=norm, bias=norm == "layer").double().eval(), "encoder.layers.0", "encoder.layers.1")
+        masked = torch.zeros(4, 9, dtype=torch.bool)
+        masked[0, [0, 1, 4]] = True
+        if alone:
+            seen = target(tap, x[:1, :137])
+            loss = error(student(x[:1, :137], None, masked[:1, : student.frames(137)]), seen, masked[:1, : student.frames(137)])
+        else:
+            loss = error(student(x, None, masked, attention_mask=there), target(tap, x, attention_mask=there), masked)
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad for name, p in student.named_parameters()}))
+    (one, grads), (other, wanted) = found
+    torch.testing.assert_close(one, other, atol=0, rtol=1e-12)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, wanted[name], atol=1e-12, rtol=1e-9)
+
+
+def test_masks_and_batches_end_where_the_clips_end():
+    frames = torch.tensor([5, 9, 2, 7])
+    masked = views.spans(4, frames, 0.6, 2)
+    assert masked.shape == (4, 9) and masked.any(1).all() and not (masked & (torch.arange(9) >= frames[:, None])).any()
+    x, there = views.heard(waves(), None, LENGTHS - 40)
+    assert x.shape == there["attention_mask"].shape == (4, 160) and there["attention_mask"].sum(1).tolist() == [97, 160, 21, 120]
+    assert views.heard(waves(), None)[1] == {}
+
+
+def test_the_method_learns_of_a_filled_clip_what_it_learns_of_the_clip_alone():
+    (x, _), none, was = filled(), torch.tensor([-100]), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        one, other = (small(batch=1, steps_search=2, probe=1)(Run(), student=net(), teacher=net(1), data=TensorDataset(*tensors))
+                      for tensors in ((x[:1, :137], none), (x[:1], none, LENGTHS[:1])))
+    finally:
+        torch.set_default_dtype(was)
+    assert one.shape == other.shape and not torch.equal(one.encoder.layer_norm.bias, torch.zeros(one.dim).double())
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_clips_of_all_lengths_learn_together_and_one_without_a_frame_is_refused():
+    x, _ = filled()
+    data = TensorDataset(x.float(), torch.full((4,), -100), LENGTHS)
+    run = Run()
+    small()(run, student=net(), teacher=theirs(feat_extract_norm="layer", conv_bias=True), data=data)
+    assert all(math.isfinite(line["masked"]) for line in run.history)
+    with pytest.raises(Refused, match="too short to have a frame"):
+        small()(Run(), student=net(), teacher=net(1), data=TensorDataset(x.float(), data.tensors[1], LENGTHS - 40))
+
+
+# --- the whole method ------------------------------------------------------------------------------------------------
+
 def small(**named):
     return LightHuBERT(**{"dims": (8, 16), "heads": (1, 2), "ratios": (1.0, 1.5), "depths": (1, 2), "layers": 2, "span": 3,
                           "batch": 4, "steps_whole": 2, "steps": 2, "lr": 1e-2, "probe": 4, **named})

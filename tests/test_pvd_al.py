@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from stillroom import saved, zoo
 from stillroom.arenas import radiance as arena
 from stillroom.arenas import solids
-from stillroom.arenas.radiance import Fitting
+from stillroom.arenas.radiance import EVEN, Fitting
 from stillroom.errors import Refused
 from stillroom.measure.images import psnr, ssim
 from stillroom.models.encodings import PRIMES, HashTable, harmonics, spatial_hash, waves
 from stillroom.models.fields import Planes, Volume
 from stillroom.parts import cameras
+from stillroom.parts.losses.sizes import size
 from stillroom.parts.memory import Hard
 from stillroom.parts.rendering import Points, composite, crossing, heaviest, sample, trunc_exp
-from stillroom.recipes.scene3d.pvd_al import EVEN, PVDAL
+from stillroom.recipes.scene3d.pvd_al import PVDAL
 from stillroom.run import Run
 
 SPECS = {"mlp": "field:mlp?octaves=2&depth=4&width=16&hidden=16",
@@ -81,11 +82,11 @@ def test_harmonics_have_the_signs_and_constants_of_the_released_encoder():
 
 def test_the_hash_is_that_of_the_paper_in_32_bits():
     draw = torch.Generator().manual_seed(0)
-    for size in (2**14, 2**19, 1000):
+    for entries in (2**14, 2**19, 1000):
         x, y, z = torch.randint(0, 2049, (3, 50), generator=draw)
-        wanted = [((a * PRIMES[0]) % 2**32 ^ (b * PRIMES[1]) % 2**32 ^ (c * PRIMES[2]) % 2**32) % size
+        wanted = [((a * PRIMES[0]) % 2**32 ^ (b * PRIMES[1]) % 2**32 ^ (c * PRIMES[2]) % 2**32) % entries
                   for a, b, c in zip(x.tolist(), y.tolist(), z.tolist(), strict=True)]
-        assert spatial_hash(x, y, z, size).tolist() == wanted
+        assert spatial_hash(x, y, z, entries).tolist() == wanted
     assert PRIMES == (1, 2654435761, 805459861)
 
 
@@ -402,6 +403,52 @@ def test_the_terms_are_those_of_the_paper(monkeypatch):
             "density": 0.5 * (b.logit.clamp(-2, 7) - a.logit.clamp(-2, 7)).square().sum().sqrt(),
             "colour": 0.25 * (b.colour - a.colour).square().sum().sqrt()}
     assert {k: run.terms[0][k] for k in want} == pytest.approx({k: v.item() for k, v in want.items()}, rel=1e-4)
+
+
+NAIVE = {"l1": lambda d: d.abs().sum(), "mse": lambda d: (d * d).sum() / d.numel(),
+         "smooth_l1": lambda d: sum(v * v / 0.1 if abs(v) < 0.05 else abs(v) - 0.025 for v in d.flatten().tolist()) / d.numel(),
+         "l2": lambda d: (d * d).sum().sqrt()}
+
+
+@pytest.mark.parametrize("norm", NAIVE)
+def test_every_difference_is_measured_by_the_norm(norm, monkeypatch):
+    """The four of the release's get_loss, written out, in a step of the third stage; of rendered colours, too."""
+    run, seen = Watched(), []
+    monkeypatch.setattr("stillroom.recipes.scene3d.pvd_al.size", lambda d, by: seen.append(d.detach().double()) or size(d, by))
+    method = replace(QUICK, norm=norm, blocks=0.0, features=0.0, steps=1, feature=2.0, density=0.5, colour=0.25)
+    method(run, **actors("mlp", "table"))
+    want = [weight * float(NAIVE[norm](d)) for d, weight in zip(seen, (1.0, 0.5, 0.25, 2.0), strict=True)]
+    assert [run.terms[0][k] for k in ("rgb", "density", "colour", "features")] == pytest.approx(want, rel=1e-5)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(Refused, match="did you mean 'l2'"):
+        replace(QUICK, norm="L2")(Run(), **actors("mlp", "table"))
+
+
+def photographed(cast):
+    """What the teacher shows from each pose, [n, height, width, 3]."""
+    rays = cameras.rays(cast["poses"][:, None], torch.arange(36), 8.0, 6, 6).flatten(0, 1)
+    return cast["teacher"].render(rays, 32).view(-1, 6, 6, 3)
+
+
+def test_photographs_tune_the_student_in_the_end():
+    """After the same distillation, as `Fitting` does it with the student that comes out; and closer to them than before."""
+    cast, again = actors("table", "planes"), actors("table", "planes")
+    images = 1 - photographed(cast)                                                # not what the teacher shows
+    tuned = replace(QUICK, steps_tune=30)(Run(), **cast, images=images)
+    left = QUICK(Run(), **again)
+    after, before = ((photographed({**cast, "teacher": field}) - images).square().mean() for field in (tuned, left))
+    assert after < 0.7 * before
+    here = Fitting(lr=QUICK.lr, rays=QUICK.rays, samples=QUICK.samples, steps=30)(
+        Run().part("tune"), field=left, images=images, poses=cast["poses"], focal=8.0)
+    assert all(torch.equal(v, here.state_dict()[k]) for k, v in tuned.state_dict().items())
+
+
+def test_photographs_of_other_poses_are_refused():
+    cast = actors("mlp", "table")
+    with pytest.raises(Refused, match="3 images of 6 × 6 for 4 poses"):
+        QUICK(Run(), **cast, images=photographed(cast)[:3])
 
 
 def test_the_weight_of_the_features_fades_at_every_step():

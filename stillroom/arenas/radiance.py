@@ -1,7 +1,7 @@
 """Photographs of one thing from all sides, and a field that has learnt from them: Lego where it lies, else drawn solids."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom import zoo
 from stillroom.arenas import solids
-from stillroom.arenas.cast import Cast
+from stillroom.arenas.cast import Cast, variant
 from stillroom.errors import Refused
 from stillroom.measure.images import psnr
 from stillroom.models.fields import Field
@@ -31,6 +31,8 @@ HELD_OUT = 5                # views
 KINDS = {"mlp": "field:mlp?octaves=6&depth=4&width=64",
          "table": "field:table?levels=6&coarsest=8&finest=64&entries=16384&hidden=32",
          "planes": "field:planes?cells=48&rank=8&rank_colour=16", "volume": "field:volume?cells=32&bands=2"}
+EVEN = {"hard_views": 0.0, "hard_rays": 0.0, "points": 1.0, "opaque": 0.0}        # nothing comes more often: PVD
+RENDERED = {**EVEN, "feature": 0.0, "density": 0.0, "colour": 0.0, "features": 0.0, "blocks": 0.0}
 
 
 class Photographs(NamedTuple):
@@ -73,15 +75,19 @@ def radiance(seed: int = 0) -> Cast:
     psnr(field)                         on the views that are held out, dB
     alone(method, times=1)              the student taught by photographs at the recipe's rate, with its rays and so many times
                                         its steps, in the cells that the teacher found occupied
+    others(student, method)             the teacher; students of PVD without active learning, of what is rendered alone, of
+                                        photographs with twice the steps; a volume that this student has taught; by name
     views(student, method)              the held-out views, and as teacher, student and the student alone show them, by name
     fresh(kind)                         a field that knows nothing: mlp, table, planes, volume
     """
     seen, hidden, teacher = _ground(seed, _home())
+    actors = {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses,
+              "focal": seen.focal, "height": SIDE, "width": SIDE}
     return Cast(
-        {"student": fresh("mlp", seen.bound, seed), "teacher": copy.deepcopy(teacher), "poses": seen.poses, "focal": seen.focal,
-         "height": SIDE, "width": SIDE}, data=seen.words, real=_home() is not None, seed=seed,
+        actors, data=seen.words, real=_home() is not None, seed=seed,
         psnr=lambda field: psnr(shot(field, hidden), hidden.images),
         alone=partial(_alone, seed, _home()), fresh=lambda kind: fresh(kind, seen.bound, seed),
+        others=lambda student, method: _others(seed, actors, student, method),
         views=lambda student, method: _views(hidden, teacher, student, _alone(seed, _home(), method)))
 
 
@@ -90,6 +96,15 @@ def shot(field: Field, at: Photographs) -> Tensor:
     n, height, width, _ = at.images.shape
     rays = cameras.rays(at.poses[:, None], torch.arange(height * width), at.focal, height, width).flatten(0, 1)
     return field.render(rays.to(field.occupied.device), SAMPLES).cpu().view(n, height, width, 3)
+
+
+def _others(seed: int, actors: dict[str, Any], student: Field, method: Any) -> dict[str, Field]:
+    """See `radiance`."""
+    volume = fresh("volume", student.bound, seed)
+    back = replace(method, lr=0.2, steps=100)(Run(), **actors | {"student": volume, "teacher": copy.deepcopy(student)})
+    return {"the teacher": actors["teacher"], "without active learning": variant("pvd_al", seed, **EVEN),
+            "what is rendered alone": variant("pvd_al", seed, **RENDERED),
+            "photographs, twice the steps": _alone(seed, _home(), method, 2), "the student made into a volume": back}
 
 
 def _views(hidden: Photographs, teacher: Field, student: Field, alone: Field) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from stillroom.errors import Refused
 from stillroom.parts import views
@@ -30,6 +31,8 @@ class Boxes(NamedTuple):
     def to(self, device: torch.device | str) -> "Boxes":
         return Boxes._make(x if x is None else x.to(device) for x in self)
 
+
+default_collate_fn_map[Boxes] = lambda boxes, **_: list(boxes)      # a batch holds those of each image, which are not as many
 
 def gathered(data, index: Tensor, device: torch.device) -> tuple[Tensor, list[Boxes]]:
     """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each.

@@ -130,3 +130,18 @@ class OneMap(Module):
         maps = [lateral(m) for lateral, m in zip(self.lateral, self.encoder(x)[1:], strict=True)]
         total = maps[0] + sum(F.interpolate(m, size=maps[0].shape[2:], mode="bilinear") for m in maps[1:])
         return {"0": F.relu(total)}
+
+
+class Pyramid(Module):
+    """A `ConvEncoder`'s maps but the first as a feature pyramid of `width` channels (Lin et al. 2017), from the finest on,
+    {"0": map, "1": map, …}: a backbone for torchvision's detectors. Raises `Refused` when that is not installed."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), width: int = 32):
+        super().__init__()
+        package("torchvision")
+        from torchvision.ops import FeaturePyramidNetwork
+
+        self.encoder, self.fpn, self.out_channels = ConvEncoder(widths), FeaturePyramidNetwork(list(widths[1:]), width), width
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.fpn({str(n): m for n, m in enumerate(self.encoder(x)[1:])})

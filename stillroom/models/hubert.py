@@ -29,7 +29,8 @@ class Shape(TypedDict):
 
 
 class Hubert(Module):
-    """Waves [batch, samples] → [batch, frames, dim].
+    """Waves [batch, samples] → [batch, frames, dim]. Of clips of different lengths, filled at their ends, `attention_mask`
+    [batch, samples] says where there is sound: each then says what it says alone, and nothing in the frames after it.
 
     dim, heads, hidden   its `Shape`; `each`: the width of a head
     convs                width, kernel and stride of each layer that reads the wave
@@ -54,23 +55,33 @@ class Hubert(Module):
         self.encoder = Encoder(self.shape, each, kernel, groups, drop)
         self.apply(_initialise)
 
-    def forward(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None,
+                attention_mask: Tensor | None = None) -> Tensor:
         """shape: of the slice that computes, all of it when left out; masked [batch, frames]: these are hidden from it."""
-        return self.states(x, shape, masked)[-1]
+        return self.states(x, shape, masked, attention_mask)[-1]
 
-    def states(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None) -> list[Tensor]:
+    def states(self, x: Tensor, shape: Shape | None = None, masked: Tensor | None = None,
+               attention_mask: Tensor | None = None) -> list[Tensor]:
         """What goes into the first block and what comes out of each, [batch, frames, dim]."""
-        shape = self.shape if shape is None else shape
-        x = self.feature_projection(self.feature_extractor(x[:, None]).mT, shape["dim"])        # [batch, frames, dim]
+        shape, samples = self.shape if shape is None else shape, None if attention_mask is None else attention_mask.sum(1)
+        x = self.feature_projection(self.feature_extractor(x[:, None], samples).mT, shape["dim"])   # [batch, frames, dim]
         if masked is not None:
             x = torch.where(masked[..., None], self.masked_spec_embed[: shape["dim"]].to(x.dtype), x)
-        return self.encoder(x, shape)
+        return self.encoder(x, shape, None if samples is None else first(self.frames(samples), x.shape[1]))
 
-    def frames(self, samples: int) -> int:
-        """How many there are of a wave of so many samples."""
+    def frames(self, samples: Any) -> Any:
+        """How many there are of a wave of so many samples, or of several [batch]."""
         for _, kernel, stride in self.made["convs"]:
             samples = (samples - kernel) // stride + 1
-        return max(samples, 0)
+        return samples.clamp(min=0) if isinstance(samples, Tensor) else max(samples, 0)
+
+    def counts(self, x: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """How many frames there are of waves [batch, samples]: one number, or of each clip [batch] where they differ. Raises
+        `Refused` for a clip that is too short to have one."""
+        found = self.frames(x.shape[1] if attention_mask is None else attention_mask.sum(1))
+        if not torch.as_tensor(found).all():
+            raise Refused("a clip is too short to have a frame", "leave it out")
+        return found
 
     def cut(self, shape: Shape) -> "Hubert":
         """This slice as a network of its own."""
@@ -89,18 +100,19 @@ class Hubert(Module):
 
 
 class Extractor(Module):
-    """[batch, 1, samples] → [batch, width, frames]."""
+    """[batch, 1, samples] → [batch, width, frames]; samples [batch]: of each clip, where they differ."""
 
     def __init__(self, convs: Sequence[Sequence[int]], norm: str, bias: bool):
         super().__init__()
-        widths = [1, *(width for width, _, _ in convs)]
+        self.convs, widths = convs, [1, *(width for width, _, _ in convs)]
         self.conv_layers = nn.ModuleList(
             Reading(widths[n], width, kernel, stride, bias, "" if norm == "group" and n else norm)
             for n, (width, kernel, stride) in enumerate(convs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.conv_layers:
-            x = layer(x)
+    def forward(self, x: Tensor, samples: Tensor | None = None) -> Tensor:
+        for layer, (_, kernel, stride) in zip(self.conv_layers, self.convs, strict=True):
+            samples = None if samples is None else (samples - kernel) // stride + 1
+            x = layer(x, samples)
         return x
 
 
@@ -114,11 +126,21 @@ class Reading(Module):
         if norm:
             self.layer_norm = nn.LayerNorm(width) if self.by_frame else nn.GroupNorm(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         x = self.conv(x)
         if self.by_frame:
             return F.gelu(self.layer_norm(x.mT).mT)
-        return F.gelu(self.layer_norm(x) if "layer_norm" in self._modules else x)
+        if "layer_norm" not in self._modules:
+            return F.gelu(x)
+        return F.gelu(self.layer_norm(x) if frames is None else self.over(x, frames))
+
+    def over(self, x: Tensor, frames: Tensor) -> Tensor:
+        """The norm over the first so many frames of each clip."""
+        norm, there = self.layer_norm, first(frames, x.shape[-1])[:, None]                     # [batch, 1, frames]
+        x = x.to(norm.weight.dtype)                                                            # under autocast, too
+        mean = (x * there).sum(-1, keepdim=True) / frames[:, None, None]
+        spread = ((x - mean).square() * there).sum(-1, keepdim=True) / frames[:, None, None]
+        return (x - mean) * (spread + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
 
 
 class Projection(Module):
@@ -145,7 +167,7 @@ class Places(Module):
 
 
 class Encoder(Module):
-    """Transformer with norms after each branch."""
+    """Transformer with norms after each branch. there [batch, frames]: where there is sound; all when left out."""
 
     def __init__(self, shape: Shape, each: int, kernel: int, groups: int, drop: float):
         super().__init__()
@@ -154,10 +176,11 @@ class Encoder(Module):
         self.layers = nn.ModuleList(Block(shape["dim"], h, f, each, drop)
                                     for h, f in zip(shape["heads"], shape["hidden"], strict=True))
 
-    def forward(self, x: Tensor, shape: Shape) -> list[Tensor]:
+    def forward(self, x: Tensor, shape: Shape, there: Tensor | None = None) -> list[Tensor]:
+        x = x if there is None else x * there[..., None]                                       # as beyond the end of a clip alone
         states = [self.dropout(self.layer_norm(x + self.pos_conv_embed(x)))]
         for layer, heads, hidden in zip(self.layers, shape["heads"], shape["hidden"], strict=False):
-            states.append(layer(states[-1], heads, hidden))
+            states.append(layer(states[-1], heads, hidden, there))
         return states
 
 
@@ -167,8 +190,8 @@ class Block(Module):
         self.attention, self.feed_forward = Attention(dim, heads, each, drop), FeedForward(dim, hidden)
         self.layer_norm, self.final_layer_norm, self.dropout = LayerNorm(dim), LayerNorm(dim), nn.Dropout(drop)
 
-    def forward(self, x: Tensor, heads: int, hidden: int) -> Tensor:
-        x = self.layer_norm(x + self.dropout(self.attention(x, heads)))
+    def forward(self, x: Tensor, heads: int, hidden: int, there: Tensor | None = None) -> Tensor:
+        x = self.layer_norm(x + self.dropout(self.attention(x, heads, there)))
         return self.final_layer_norm(x + self.dropout(self.feed_forward(x, hidden)))
 
 
@@ -248,7 +271,8 @@ class MeanStates(Module):
 
 
 def like(model: Any) -> Hubert:
-    """A `Hubert` with the weights of a `transformers.HubertModel`. Raises `Refused` for a make that it does not know."""
+    """A `Hubert` with the weights of a `transformers.HubertModel`. Where its norm is over time ("group"), that model counts what
+    clips are filled with, too; this one does not. Raises `Refused` for a make that it does not know."""
     made = model.config
     odd = [name for name, usual in (("do_stable_layer_norm", False), ("conv_pos_batch_norm", False), ("hidden_act", "gelu"),
                                     ("feat_extract_activation", "gelu"), ("feat_proj_layer_norm", True))
@@ -266,6 +290,11 @@ def like(model: Any) -> Hubert:
         if isinstance(module, nn.LayerNorm):
             module.eps = made.layer_norm_eps
     return net
+
+
+def first(counts: Tensor, size: int) -> Tensor:
+    """Which of `size` places are among the first so many, counts [n] → boolean [n, size]."""
+    return torch.arange(size, device=counts.device) < counts[:, None]
 
 
 def _initialise(module: Module) -> None:

@@ -38,7 +38,8 @@ class Conv1d(nn.Conv1d):
 
 class Attention(Module):
     """Self-attention, x [batch, tokens, width] → the same shape, by the first `heads` heads. A head is `each` wide however many
-    there are, so that the scale 1/√each stays. `drop`: of the attention's weights."""
+    there are, so that the scale 1/√each stays. `drop`: of the attention's weights. there [batch, tokens]: which tokens are none
+    of padding; all when left out. Nobody attends to the others, and what comes out in their places means nothing."""
 
     def __init__(self, dim: int, heads: int, each: int = 64, drop: float = 0.0):
         super().__init__()
@@ -46,11 +47,12 @@ class Attention(Module):
         self.q_proj, self.k_proj, self.v_proj = (Linear(dim, heads * each) for _ in range(3))
         self.out_proj = Linear(heads * each, dim)
 
-    def forward(self, x: Tensor, heads: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, heads: int | None = None, there: Tensor | None = None) -> Tensor:
         heads = self.heads if heads is None else heads
+        asked = None if there is None else there[:, None, None]                        # [batch, heads, tokens, tokens]
         q, k, v = (layer(x, heads * self.each).unflatten(-1, (heads, self.each)).transpose(1, 2)
                    for layer in (self.q_proj, self.k_proj, self.v_proj))               # [batch, heads, tokens, each]
-        seen = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop if self.training else 0.0)
+        seen = F.scaled_dot_product_attention(q, k, v, asked, self.drop if self.training else 0.0)
         return self.out_proj(seen.transpose(1, 2).flatten(2), x.shape[-1])
 
 

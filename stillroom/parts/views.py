@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 LUMA = (0.299, 0.587, 0.114)       # ITU-R 601-2, as in PIL's "L"
 
@@ -254,8 +255,20 @@ def visible(noise: Tensor, share: float) -> Tensor:
     return noise.argsort(1)[:, :seen].sort(1).values
 
 
-def spans(batch: int, frames: int, share: float, length: int) -> Tensor:
-    """Frames to mask, [batch, frames]: share · frames / length spans in every clip, at least one, with different begins."""
+def heard(x: Tensor, y: Any = None, *length: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clips [batch, samples] of a sample (clip, label), or (clip, label, its length) where they are filled to one length: cut to
+    the longest of the batch, and where there is sound, [batch, samples], as HuBERTs take it: `attention_mask`, or nothing."""
+    if not length:
+        return x, {}
+    x = x[:, : int(length[0].max())]
+    return x, {"attention_mask": (torch.arange(x.shape[1], device=x.device) < length[0][:, None]).long()}
+
+
+def spans(batch: int, frames: int | Tensor, share: float, length: int) -> Tensor:
+    """Frames to mask, [batch, frames]: share · frames / length spans in every clip, at least one, with different begins. Of clips
+    of different lengths, frames [batch], each has its own share, and nothing is masked after its end."""
+    if isinstance(frames, Tensor):
+        return pad_sequence([spans(1, int(n), share, length)[0] for n in frames], batch_first=True)
     places = max(frames - length + 1, 1)
     count = min(max(int(share * frames / length + torch.rand(())), 1), places)
     offset = torch.arange(frames) - torch.rand(batch, places).topk(count, 1).indices[..., None]    # [batch, spans, frames]

@@ -8,7 +8,7 @@ Ahasan, Fahim, Mohiuddin, Rahman, Chadha, Iqbal, Amin, Islam, Ali — arXiv 2024
     compares  −log σ(cosine over time) of each feature, as far as the shorter of the two goes; beside it the codec's own terms:
               the wave, its log-mel spectra at several scales, commitment, and judges with the features they see
     views     one clip
-    data      clips of one length [samples], each with what the text teacher takes: tokens, or the number of a transcript
+    data      clips of one length [samples], of 3 s, each with what the text teacher takes: tokens, or the number of a transcript
     learns    codec and linear layer; judges; codebooks follow as moving averages
 """
 

@@ -7,7 +7,7 @@ Wang, Bai, Ao, Zhou, Xiong, Wei, Zhang, Ko, Li — Interspeech 2022 — https://
     adapter   linear layer without bias on the student's last frames, of which a slice computes, too
     compares  squared error of the frames that are masked for the student
     views     one clip; spans of frames are masked for the student, none for the teacher
-    data      clips of one length [samples]; no label is read
+    data      clips [samples], of one length, or filled with zeros to one and their lengths third; no label is read
     learns    a supernet, of which every slice is a network, and the linear layer
     stages    the whole supernet; random slices; a search for the best slice within a budget, which learns nothing more
     note      reconstruction: the loss and the normalisation of targets are not among what was released
@@ -65,8 +65,8 @@ class LightHuBERT(Recipe):
         space = Subnets(student, self.dims, self.heads, self.ratios, self.depths)
         blocks = [name for name, _ in teacher.named_modules() if name.rpartition(".")[0].endswith("encoder.layers")]
         tap = Tap(Frozen(teacher), *blocks[-self.layers :])
-        asked = run.place(whole(data if valid is None else valid, self.probe)[0])
-        seen, frames = target(tap, asked), student.frames(asked.shape[1])
+        asked, there = views.heard(*run.place(whole(data if valid is None else valid, self.probe)))
+        seen, frames = target(tap, asked, **there), student.frames(asked.shape[1])
         if seen.shape[1] != frames:
             raise Refused(f"the teacher gives {seen.shape[1]} frames of a clip, the student {frames}", "equal strides")
         head = Linear(student.dim, seen.shape[2], bias=False)
@@ -75,27 +75,27 @@ class LightHuBERT(Recipe):
         for name, steps in (("whole", self.steps_whole), ("slices", self.steps)):
             opt = optim.adamw(student, head, lr=linear(self.lr, warmup=self.warmup), decay=self.decay, betas=(0.9, 0.98))
             run.keep(**{f"opt_{name}": opt})
-            for x, _ in run.loop(data, batch=self.batch, steps=steps, name=name, whole=True):
-                masked = views.spans(len(x), frames, self.mask, self.span).to(run.device)
+            for clips in run.loop(data, batch=self.batch, steps=steps, name=name, whole=True):
+                x, own = views.heard(*clips)
+                masked = views.spans(len(x), student.counts(x, **own), self.mask, self.span).to(run.device)
                 shape = student.shape if name == "whole" else space.random()
-                run.update(opt, masked=error(head(student(x, shape, masked)), target(tap, x), masked))
+                run.update(opt, masked=error(head(student(x, shape, masked, **own)), target(tap, x, **own), masked))
 
         if not self.steps_search:
             return student
-        scored: list = []                                    # a score and a shape each, in the order of birth
-        run.keep(scored=scored)
-        masked = views.spans(len(asked), frames, self.mask, self.span).to(run.device)
+        run.keep(scored=(scored := []))                      # a score and a shape each, in the order of birth
+        masked = views.spans(len(asked), student.counts(asked, **there), self.mask, self.span).to(run.device)
         for _ in run.loop(steps=self.steps_search, name="search"):
             shape = child(space, scored, self.population, self.tournament, self.budget)
             with resting(student):
-                scored.append((-error(head(student(asked, shape, masked)), seen, masked).item(), shape))
+                scored.append((-error(head(student(asked, shape, masked, **there)), seen, masked).item(), shape))
             run.log(score=scored[-1][0])
         return student.cut(max(scored, key=lambda one: one[0])[1])
 
 
-def target(tap: Tap, x: Tensor) -> Tensor:
+def target(tap: Tap, x: Tensor, **there: Tensor) -> Tensor:
     """Mean of the blocks that are read, each frame with mean 0 and variance 1, [batch, frames, dim]."""
-    return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in tap(x)[1]]).mean(0)
+    return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in tap(x, **there)[1]]).mean(0)
 
 
 def error(said: Tensor, seen: Tensor, masked: Tensor) -> Tensor:

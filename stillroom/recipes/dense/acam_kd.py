@@ -2,18 +2,19 @@
 
 Lan, Tian — ICCV 2025 — https://arxiv.org/abs/2503.06307
 
-    teacher   frozen network that gives every pixel a class
-    reads     feature maps of named layers, or the logit map
+    teacher   frozen segmenter or detector
+    reads     feature maps of named layers, every level of a pyramid; or a segmenter's logit map
     adapter   1×1 convolution to the teacher's width; the teacher's map looks at the student's by attention
     compares  squared difference of the maps under M masks of channels and M of positions, over their mass
     views     one, shared
-    data      images with masks; pixels without a class, and images without any, learn from the teacher alone
+    data      images with masks, of which pixels and whole images without a class learn from the teacher alone; or with boxes
     weights   masks, which follow from both maps; their overlap is a loss, so that they stay different
     learns    student weights; adapters, attention and selectors of masks, which are dropped
-    note      reconstruction: selectors' first values, the rate of SGD; not built: the task loss of detectors
+    note      reconstruction: selectors' first values, the rate of SGD; detectors are measured in benchmarks/detectors.py
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Module
@@ -23,6 +24,7 @@ from stillroom.arenas.streets import streets
 from stillroom.errors import Refused, nearest
 from stillroom.measure import Proof
 from stillroom.measure.cost import resting
+from stillroom.measure.detection import Boxes
 from stillroom.models.segmenter import enlarged
 from stillroom.parts import losses, optim
 from stillroom.parts.masks import Level
@@ -37,7 +39,7 @@ SEES = ("both", "reversed", "teacher", "nothing")
 
 @dataclass(frozen=True, kw_only=True)
 class ACAMKD(Recipe):
-    layers: tuple[str, ...] = ()    # the student's modules whose maps are compared; none: its output, the logit map
+    layers: tuple[str, ...] = ()    # the student's modules whose maps are compared; none: the logit map, or a detector's backbone
     layers_teacher: tuple[str, ...] = ()  # the teacher's, one for each; none: those of the same names
     inherit: tuple[str, ...] = ()   # modules of neck and head that begin with the teacher's weights
     masks: int = 6                  # M, of channels and as many of positions, at every layer; 19 on Cityscapes
@@ -53,35 +55,49 @@ class ACAMKD(Recipe):
     steps: int = 40_000             # updates
 
     def distill(self, run: Run, student: Module, teacher: Module, data: Dataset) -> Module:
+        """`data`: (image, mask), or (image, `Boxes`) for detectors as torchvision's, with labels as these count them."""
         if self.sees not in SEES:
             raise Refused(f"{self.sees!r} is none of {', '.join(SEES)}", nearest(self.sees, SEES))
         for name in self.inherit:
             student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
-        teacher, theirs, x = Frozen(teacher), self.layers_teacher or self.layers, data[0][0][None].to(run.device)
+        teacher, x, boxes = Frozen(teacher), data[0][0][None].to(run.device), isinstance(data[0][1], Boxes)
+        layers = self.layers or ("backbone",) * boxes
+        theirs = self.layers_teacher or layers
         with resting(student):
-            pairs = zip(maps(student, self.layers, x)[1], maps(teacher, theirs, x)[1], strict=True)
-            levels = nn.ModuleList([Level(s.shape[1], t.shape[1], self.masks, self.keys) for s, t in pairs]).to(run.device)
+            learnt, taught = maps(student, layers, x)[1], maps(teacher, theirs, x)[1]
+        if len(learnt) != len(taught):
+            raise Refused(f"{len(learnt)} maps of the student, {len(taught)} of the teacher", "one for each in layers_teacher")
+        widths = [(s.shape[1], t.shape[1]) for s, t in zip(learnt, taught, strict=True)]
+        levels = nn.ModuleList([Level(*both, self.masks, self.keys) for both in widths]).to(run.device)
         opt = optim.sgd(student, levels, lr=linear(self.lr), decay=self.decay, clip=self.clip)
         run.keep(student=student, levels=levels, opt=opt)
 
-        for x, y in run.loop(data, batch=self.batch, steps=self.steps):
-            logits, learnt = maps(student, self.layers, x)
+        for x, y in run.loop(data, batch=self.batch, steps=self.steps, whole=boxes):
+            said, learnt = maps(student, layers, x, *([[on._asdict() for on in y]] if boxes else []))
             _, taught = maps(teacher, theirs, x)
             each = [level(s, t, self.sees, self.square_mask) for level, s, t in zip(levels, learnt, taught, strict=True)]
             channels, places, overlaps = map(sum, zip(*each, strict=True))
-            run.update(opt, task=losses.labels(enlarged(logits, y), y), channels=self.alpha * channels,
+            run.update(opt, task=task(said, y), channels=self.alpha * channels,
                        places=self.alpha * places, overlap=self.diversity * overlaps)
 
         return student
 
 
-def maps(model: Module, names: tuple[str, ...], x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The logit map of a segmenter, also of torchvision and transformers, and the maps of these layers, or itself without any."""
-    out, found = Tap(model, *names)(x) if names else (model(x), None)
-    logits = out.get("out", out.get("logits")) if isinstance(out, dict) else out
-    if any(not isinstance(m, Tensor) or m.ndim != 4 for m in (logits, *(found or ()))):
-        raise Refused("the model gives no map [batch, channels, height, width]", "give a segmenter, and layers that put out maps")
-    return logits, found or [logits]
+def task(said: Tensor | dict[str, Tensor], y: Tensor | list[Boxes]) -> Tensor:
+    """The student's own loss: cross-entropy of a logit map with masks, or the sum of those that a detector gives of boxes."""
+    return sum(said.values()) if isinstance(said, dict) else losses.labels(enlarged(said, y), y)
+
+
+def maps(model: Module, names: tuple[str, ...], x: Tensor, *shown: list) -> tuple[Any, list[Tensor]]:
+    """What a model gives of images, and of the boxes it is shown, and the maps of these layers, all that a layer gives by name;
+    or its logit map without any. Of segmenters, also of torchvision and transformers, it gives that in any case."""
+    said, found = Tap(model, *names)(x, *shown) if names else (model(x), [])
+    said = said.get("out", said.get("logits", said)) if isinstance(said, dict) else said
+    found = [m for put in found for m in (put.values() if isinstance(put, dict) else [put])] or [said]
+    if any(not isinstance(m, Tensor) or m.ndim != 4 for m in (*found, *([] if isinstance(said, dict | list) else [said]))):
+        raise Refused("the model gives no map [batch, channels, height, width]",
+                      "give a segmenter or a detector, and layers that put out maps")
+    return said, found
 
 
 def trial(seed=0):

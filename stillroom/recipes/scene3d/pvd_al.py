@@ -6,24 +6,23 @@ Fang, Wang, Yang, Xu, Wang, Ding, Zhou — arXiv 2023 — https://arxiv.org/abs/
     reads     features of block 1, logarithm of the density, colour; the colour rendered along rays
     compares  norm of the difference over the whole batch
     views     random cameras where the given ones stand; the same points of the same rays for both
-    data      poses, no image
+    data      poses, no image; photographs from there, if it is tuned by them in the end
     weights   hard views, hard rays and points of much weight come more often
     learns    a radiance field of another architecture
-    stages    features of block 1; densities and colours beside them; all of it and what is rendered
+    stages    features of block 1; densities and colours beside them; all of it and what is rendered; photographs, if any
 """
 
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from stillroom.arenas.cast import variant
-from stillroom.arenas.radiance import radiance
+from stillroom.arenas.radiance import Fitting, radiance
 from stillroom.errors import Refused
 from stillroom.measure import Proof
 from stillroom.parts import cameras, optim
+from stillroom.parts.losses.sizes import size
 from stillroom.parts.memory import Hard
 from stillroom.parts.rendering import composite, heaviest, sample, trunc_exp
 from stillroom.parts.schedules import cosine
@@ -41,6 +40,7 @@ class PVDAL(Recipe):
     rgb: float = 1.0            # weight of the rendered colours, λ_rgb
     features: float = 0.0667    # share of the steps with features alone: 2,000 of 30,000
     blocks: float = 0.1667      # share of the steps without rendering: 5,000 of 30,000
+    norm: str = "l2"            # of every difference: "l2", "l1", "mse" or "smooth_l1"; weights are for the first
     clamp: tuple[float, float] = (-2.0, 7.0)    # features and logarithms of densities are kept in this range when compared
     hard_views: float = 0.1     # share of a round's views that turn around hard ones
     hard_rays: float = 0.1      # hard rays in a step, as a share of the others
@@ -56,11 +56,15 @@ class PVDAL(Recipe):
     lr: float = 0.01            # of AdamW, cosine; a deep network takes a tenth
     lr_end: float = 7e-5        # where it ends
     steps: int = 30_000         # updates
+    steps_tune: int = 30_000    # updates by photographs, where there are any, at the same rate
 
-    def distill(self, run: Run, student: Module, teacher: Module, poses: Tensor, focal: float, height: int, width: int) -> Module:
-        """`poses` [n, 4, 4]: cameras around the scene, such as the teacher's; the rest is of all cameras alike."""
+    def distill(self, run: Run, student: Module, teacher: Module, poses: Tensor, focal: float, height: int, width: int,
+                images: Tensor | None = None) -> Module:
+        """`poses` [n, 4, 4]: cameras around the scene, all alike. `images` [n, height, width, 3]: what they saw, on white."""
         if (student.bound, student.occupied.shape) != (teacher.bound, teacher.occupied.shape):
             raise Refused("student and teacher fill different boxes", "build both with the same bound and grid")
+        if images is not None and images.shape[:3] != (len(poses), height, width):
+            raise Refused("{} images of {} × {} for {} poses".format(*images.shape[:3], len(poses)), "one of each pose's size")
         student.occupied.copy_(teacher.occupied)
         common, teacher, poses = student.shared and teacher.shared, Frozen(teacher), poses.float()    # whether features compare
         opt = optim.adamw(student, lr=cosine(self.lr, self.lr_end), betas=(0.9, 0.99), eps=1e-15, shares=student.paces())
@@ -85,22 +89,23 @@ class PVDAL(Recipe):
                 tour.error[view] = miss[: self.rays].detach().square().mean()
                 pool.put(rays[miss.abs().sum(1).topk(int(self.hard_rays * self.rays)).indices], again)
                 among = heaviest(points, true, self.points, self.opaque) | heaviest(points, seen, self.points, self.opaque)
-                terms["rgb"] = self.rgb * miss.norm()
+                terms["rgb"] = self.rgb * size(miss, self.norm)
 
             one, other = (f.clamped(*self.clamp) for f in (taught, learnt))
             if run.progress >= self.features or not common:
-                terms["density"] = self.density * (other.logit - one.logit)[among].norm()
-                terms["colour"] = self.colour * (other.colour - one.colour)[among].norm()
+                terms["density"] = self.density * size((other.logit - one.logit)[among], self.norm)
+                terms["colour"] = self.colour * size((other.colour - one.colour)[among], self.norm)
             if common:
-                terms["features"] = self.feature * self.fade**step * (other.features - one.features)[among].norm()
+                terms["features"] = self.feature * self.fade**step * size((other.features - one.features)[among], self.norm)
             run.update(opt, **terms)
 
-        return student
+        if images is None:
+            return student
+        tuning = Fitting(lr=self.lr, rays=self.rays, samples=self.samples, steps=self.steps_tune)
+        return tuning(run.part("tune"), field=student, images=images, poses=poses, focal=focal)
 
 
 SMALL = PVDAL(lr=0.06, pool_views=2, pool_rays=300, views=10, rays=128, samples=48, steps=200)
-EVEN = {"hard_views": 0.0, "hard_rays": 0.0, "points": 1.0, "opaque": 0.0}        # nothing comes more often: PVD
-RENDERED = {**EVEN, "feature": 0.0, "density": 0.0, "colour": 0.0, "features": 0.0, "blocks": 0.0}
 
 
 def trial(seed=0):
@@ -110,11 +115,6 @@ def trial(seed=0):
 
 def proof(student, cast):
     """Views that nobody saw come out better than those of the same network after as many steps on the photographs."""
-    even, rendered = (variant("pvd_al", cast.seed, **fields) for fields in (EVEN, RENDERED))
-    back = replace(SMALL, lr=0.2, steps=100)(
-        Run(), **cast.actors | {"student": cast.fresh("volume"), "teacher": deepcopy(student)})
-    others = {"the teacher": cast.actors["teacher"], "without active learning": even, "what is rendered alone": rendered,
-              "photographs, twice the steps": cast.alone(SMALL, 2), "the student made into a volume": back}
     return Proof(cast.psnr(student), beats=cast.psnr(cast.alone(SMALL)), unit="PSNR in dB, held-out views",
-                 baseline="the same network taught by the photographs",
-                 also={who: cast.psnr(field) for who, field in others.items()}, shows=lambda: cast.views(student, SMALL))
+                 baseline="the same network taught by the photographs", shows=lambda: cast.views(student, SMALL),
+                 also={who: cast.psnr(field) for who, field in cast.others(student, SMALL).items()})
