@@ -90,7 +90,7 @@ def alone(net, seed, data, steps):
     opt = optim.adamw(net, lr=linear(3e-3, warmup=0.1), decay=0.01, clip=5.0)
     run.keep(net=net, opt=opt)
     for x, y in run.loop(data, batch=4, steps=steps, whole=True):
-        run.update(opt, **net(x, [on._asdict() for on in y]))
+        run.update(opt, **net(x, [on.known() for on in y]))
     return net
 
 

@@ -311,7 +311,7 @@ def test_without_a_comparison_a_detector_learns_as_it_does_alone(kind):
 @pytest.mark.parametrize("kind", ["one stage", "two stages"])
 def test_every_level_of_a_pyramid_teaches_and_the_teacher_learns_nothing(kind):
     student, teacher = detector(kind), Frozen(detector(kind, (8, 8, 8), 1))
-    x, y = torch.stack([image for image, _ in boxed()]), [on._asdict() for _, on in boxed()]
+    x, y = torch.stack([image for image, _ in boxed()]), [on.known() for _, on in boxed()]
     said, learnt = maps(student, ("backbone",), x, y)
     _, taught = maps(teacher, ("backbone",), x)
     assert [m.shape[1:] for m in learnt] == [m.shape[1:] for m in taught] == [(8, 8, 8), (8, 4, 4)]
@@ -331,7 +331,7 @@ def test_levels_are_compared_one_by_one_and_weighed_alike():
     """In one step the terms are sums over levels, of masks that are one half everywhere: half the mean squared errors."""
     student, teacher, run = detector("one stage"), detector("one stage", (8, 8, 8), 1), Run()
     x = torch.stack([image for image, _ in boxed()])
-    pairs = zip(maps(student, ("backbone",), x, [on._asdict() for _, on in boxed()])[1],
+    pairs = zip(maps(student, ("backbone",), x, [on.known() for _, on in boxed()])[1],
                 maps(teacher.eval(), ("backbone",), x)[1], strict=True)
     wanted = sum(F.mse_loss(s, t).item() for s, t in pairs) / 2
     ACAMKD(sees="nothing", diversity=0.0, masks=2, batch=4, steps=1)(run, student=student, teacher=teacher, data=boxed())

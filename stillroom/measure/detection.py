@@ -28,11 +28,16 @@ class Boxes(NamedTuple):
         """Those of these numbers, or where it is true."""
         return Boxes._make(x if x is None else x[some] for x in self)
 
+    def known(self) -> dict[str, Tensor]:
+        """What is known of them by name, as torchvision's detectors take it."""
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
     def to(self, device: torch.device | str) -> "Boxes":
         return Boxes._make(x if x is None else x.to(device) for x in self)
 
 
 default_collate_fn_map[Boxes] = lambda boxes, **_: list(boxes)      # a batch holds those of each image, which are not as many
+
 
 def gathered(data, index: Tensor, device: torch.device) -> tuple[Tensor, list[Boxes]]:
     """Some samples (image, `Boxes`) of one size, together: images [n, channels, height, width], and the boxes on each.

@@ -73,7 +73,7 @@ class ACAMKD(Recipe):
         run.keep(student=student, levels=levels, opt=opt)
 
         for x, y in run.loop(data, batch=self.batch, steps=self.steps, whole=boxes):
-            said, learnt = maps(student, layers, x, *([[on._asdict() for on in y]] if boxes else []))
+            said, learnt = maps(student, layers, x, *([[on.known() for on in y]] if boxes else []))
             _, taught = maps(teacher, theirs, x)
             each = [level(s, t, self.sees, self.square_mask) for level, s, t in zip(levels, learnt, taught, strict=True)]
             channels, places, overlaps = map(sum, zip(*each, strict=True))
