@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stillroom.arenas.cast import Cast, variant
-from stillroom.measure.quality_diversity import best, coverage, qd_score, reproduced, shown
+from stillroom.measure.quality_diversity import best, chart, coverage, qd_score, reproduced, shown
 from stillroom.models.policies import Critics, Steering
 from stillroom.parts.archive import Archive
 from stillroom.parts.episodes import Act, Episodes
@@ -51,19 +51,24 @@ def plane(seed: int = 0) -> Cast:
 
     score(archive)          QD score: of the fitness that all cells together could have, in percent; 0 for an empty one
     coverage(archive)       cells that are filled, in percent
-    best(archive)           largest fitness, of HORIZON
+    best(archive)           largest fitness, in percent of the possible
     error(actor, archive)   mean distance of where the actor ends from where it was asked to, descriptors in [0, 1]
     one(actor, archive)     QD score of the cells that the actor reaches, asked for every elite's descriptor
+    chart(archive)          picture of the fitness over the descriptors
     other(**fields)         what the recipe's trial makes with these fields changed
     """
     torch.manual_seed(5000 + seed)
     actors = {"task": Plane(), "policy": Steering(4, 2, 32), "actor": Steering(6, 2, 64), "critic": Critics(8, 64)}
-    return Cast(actors, data="a point on a plane", real=False, coverage=coverage, best=best, score=_score,
-                error=_error, one=_one, other=partial(variant, "dcg_map_elites", seed))
+    return Cast(actors, data="a point on a plane", real=False, score=_score, coverage=coverage, best=_best,
+                error=_error, one=_one, chart=partial(chart, most=HORIZON), other=partial(variant, "dcg_map_elites", seed))
 
 
 def _score(archive: Archive) -> float:
     return 100 * qd_score(archive) / len(archive.fitness) / HORIZON
+
+
+def _best(archive: Archive) -> float:
+    return 100 * best(archive) / HORIZON
 
 
 def _error(actor: Steering, archive: Archive) -> float:
