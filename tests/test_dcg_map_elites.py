@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.arenas import pendulum
+from stillroom.arenas import arm
 from stillroom.arenas.plane import HORIZON, Plane, moved, plane
 from stillroom.measure.quality_diversity import best, chart, coverage, qd_score, reproduced, shown
 from stillroom.models.policies import Critics, Steering
@@ -220,7 +220,7 @@ def test_the_judges_by_hand():
 @pytest.mark.slow
 def test_one_actor_repeats_the_archive_and_one_that_knows_no_descriptor_does_not():
     """On a plane, seed 10: 0.04 from what was asked; an actor without descriptors 0.35."""
-    method = replace(trial()[0], length=0.1, gamma=0.99, follow=0.005, batch=64, steps_critic=30, steps_elite=10)
+    method = replace(trial()[0], gamma=0.99, follow=0.005, batch=64, steps_critic=30, steps_elite=10)
     found = []
     for one in (method, replace(method, bred=20, gradient=20, active=0, conditioned=False)):
         archive, actor = one(Run(seed=10), **plane(10).actors)
@@ -241,26 +241,50 @@ mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="the extra `rl` 
 
 
 @mujoco
-def test_the_trial_is_a_real_body_and_its_episodes_end_when_the_poles_fall():
-    """The same policy in gymnasium's own loop: as long, as much reward, and the mean of what was described."""
+def test_the_trials_arm_is_gymnasiums_own_under_a_twentieth_of_its_force():
+    """Its joints and its tip after the same forces, and what they cost."""
     import gymnasium
 
-    task, policy = trial(3)[1].actors["task"], Steering(9, 1, 8)
+    task, policy = trial(3)[1].actors["task"], Steering(6, 2, 8)
     torch.manual_seed(5)
     with torch.no_grad():
-        played = task.play(lambda obs, rows: policy(obs), 3)
+        played = task.play(lambda obs, rows: 3 * policy(obs), 2)
+    torch.manual_seed(5)
+    seeds = torch.randint(2**31, (2,)).tolist()
+    env = gymnasium.make("Reacher-v5")
+    for i, seed in enumerate(seeds):
+        env.reset(seed=seed)
+        for force in played.action[i].clamp(-1, 1).numpy():
+            obs = env.step(0.05 * force)[0]
+        joints = torch.tensor([*obs[:4], *(0.2 * obs[6:8])], dtype=torch.float32)
+        assert torch.allclose(played.next_obs[i, -1], joints, atol=1e-4) and played.alive.all() and not played.done.any()
+        assert torch.allclose(played.descriptor[i], torch.tensor(obs[8:10] + obs[4:6]).float() / 0.42 + 0.5, atol=1e-4)
+    assert torch.allclose(played.reward, 1 - played.action.square().mean(-1), atol=1e-4) and played.action.abs().max() < 1
+
+
+@mujoco
+def test_an_episode_ends_when_the_poles_fall():
+    """Played side by side as in gymnasium's own loop: as long, as much reward, and the mean of what was described."""
+    import gymnasium
+
+    def described(env, info):
+        return env.unwrapped.data.qpos[0], abs(env.unwrapped.data.qvel[0])
+
+    task = Worlds("InvertedDoublePendulum-v5", described, [-0.6, 0.0], [0.6, 2.0], horizon=100, side=4)
+    policy, env = Steering(9, 1, 8), gymnasium.make("InvertedDoublePendulum-v5")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        played = task.play(lambda obs, rows: policy(obs), 6)
         torch.manual_seed(5)
-        seeds = torch.randint(2**31, (3,)).tolist()
-        env = gymnasium.make("InvertedDoublePendulum-v5")
-        for i, seed in enumerate(seeds):
+        for i, seed in enumerate(torch.randint(2**31, (6,)).tolist()):
             (obs, _), ended, earned, moments = env.reset(seed=seed), False, 0.0, []
             while not ended and len(moments) < 100:
                 obs, reward, ended, _, _ = env.step(policy(torch.tensor(obs, dtype=torch.float32)).numpy())
                 earned += reward
-                moments.append([env.unwrapped.data.qpos[0], abs(env.unwrapped.data.qvel[0])])
-            x, speed = torch.tensor(moments).mean(0).tolist()
+                moments.append(described(env, {}))
             assert played.alive[i].sum() == len(moments) < 100 and played.done[i].sum() == played.done[i, len(moments) - 1] == 1
             assert played.fitness[i].item() == pytest.approx(earned, rel=1e-4)
+            x, speed = torch.tensor(moments).mean(0).tolist()
             wanted = torch.tensor([(x + 0.6) / 1.2, speed / 2]).clamp(0, 1)
             assert torch.allclose(played.descriptor[i], wanted.float(), atol=1e-4)
 
@@ -280,6 +304,6 @@ def test_a_real_body_is_played_and_two_runs_are_one(last):
 
 
 def test_without_mujoco_the_trial_is_a_point_on_a_plane(monkeypatch):
-    monkeypatch.setattr(pendulum, "find_spec", lambda name: None)
+    monkeypatch.setattr(arm, "find_spec", lambda name: None)
     cast = trial(0)[1]
     assert isinstance(cast.actors["task"], Plane) and not cast.real

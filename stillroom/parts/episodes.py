@@ -89,6 +89,10 @@ class Worlds:
         self.horizon, self.last = horizon, last
         self.size, self.actions, self.dims = int(np.prod(space.shape)), int(np.prod(actions.shape)), len(low)
 
+    def __deepcopy__(self, memo: dict) -> "Worlds":
+        """Itself: every episode begins anew, so that a copy would play the same."""
+        return self
+
     def play(self, act: Act, count: int) -> Episodes:
         """An episode of each policy; beginnings are drawn from torch's generator."""
         seeds = torch.randint(2**31, (count,)).tolist()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from stillroom.arenas.pendulum import pendulum
+from stillroom.arenas.arm import arm
 from stillroom.measure import Proof
 from stillroom.parts import optim, td3
 from stillroom.parts.archive import Archive, alike, cells, isoline
@@ -76,7 +76,6 @@ class DCGMAPElites(Recipe):
                 if self.active:
                     asked = archive.draw(self.active)[1]
                     replay.add(**task.play(partial(told, actor, asked * self.conditioned), self.active).steps(asked.cpu()))
-
             for update in range(self.steps_critic * (self.gradient + self.active > 0)):
                 part = replay.draw(self.batch)
                 near = alike(part.reached, part.asked, self.length) if self.conditioned else 1
@@ -105,22 +104,17 @@ class DCGMAPElites(Recipe):
 
 
 def trial(seed=0):
-    """MuJoCo's cart that balances two poles, a thousand episodes that end when they fall; settings chosen on seeds 10 and 11."""
-    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, length=0.4, iso=0.05, line=0.5, gamma=0.97, follow=0.01,
-                        memory=150_000, lr=1e-3, steps_critic=150, steps_elite=15, steps=25), pendulum(seed)
+    """The arm of Reacher-v5 learns to end everywhere with little effort, a thousand episodes; settings chosen on seeds 10, 11."""
+    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.05, line=0.5, gamma=0.95, follow=0.01, memory=60_000,
+                        lr=1e-3, steps_critic=120, steps_elite=15, steps=25), arm(seed)
 
 
 def proof(made, cast):
-    """Its archive holds more than MAP-Elites' after as many episodes; so does that of PGA-MAP-Elites in so short a run."""
+    """One policy, asked for every behaviour of its archive, shows many of them; the archive alone needs no gradient here."""
     (ours, actor), (pga, greedy) = made, cast.other(bred=20, gradient=20, active=0, conditioned=False)
     bred, wide = (cast.other(bred=40, gradient=0, active=0, **wider)[0] for wider in ({}, {"iso": 0.1, "line": 1.0}))
-    archives = {"DCG-MAP-Elites": ours, "PGA-MAP-Elites": pga, "MAP-Elites": max(bred, wide, key=cast.score)}
-    score = {who: cast.score(archive) for who, archive in archives.items()}
-    also = {"PGA-MAP-Elites": score["PGA-MAP-Elites"]}
-    also |= {f"cells filled, %, {who}": cast.coverage(archive) for who, archive in archives.items()}
-    also |= {f"best of all, %, {who}": cast.best(archive) for who, archive in archives.items()}
-    for who, policy, archive in (("one policy", actor, ours), ("one policy of PGA-MAP-Elites", greedy, pga)):
-        also |= {who: cast.one(policy, archive), f"{who}: distance from what was asked": cast.error(policy, archive)}
-    return Proof(score["DCG-MAP-Elites"], beats=score["MAP-Elites"], unit="QD score, % of the possible",
-                 baseline="MAP-Elites, the better of two variations", also=also,
-                 shows=lambda: {who: cast.chart(archive) for who, archive in archives.items()})
+    found = {"one policy": cast.shown(actor, ours), "its archive": ours, "PGA's one policy": cast.shown(greedy, pga),
+             "PGA's archive": pga, "MAP-Elites": bred, "MAP-Elites, twice as wide": wide}
+    far = {"distance from what was asked": cast.error(actor, ours), "PGA's distance": cast.error(greedy, pga)}
+    return Proof((also := cast.numbers(found)).pop("one policy"), beats=also.pop("PGA's one policy"), also=far | also,
+                 unit="QD score, % of the possible", baseline="the actor of PGA-MAP-Elites", shows=lambda: cast.charts(found))
