@@ -1,7 +1,7 @@
 """A point on a plane that begins in a trap: it can end anywhere, and to get there with little effort is the art."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def plane(seed: int = 0) -> Cast:
     return Cast(actors, data="a point on a plane", real=False, **judges(task, HORIZON, seed))
 
 
-def judges(task: Task, most: float, seed: int) -> dict[str, Callable]:
+def judges(task: Task, most: float, seed: int) -> dict[str, Any]:
     """Of what is made of a task whose fitness is `most` at most.
 
     numbers(archives)       by name the QD score, of the fitness that all cells together could have, and the cells filled, in %

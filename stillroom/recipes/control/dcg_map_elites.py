@@ -104,9 +104,9 @@ class DCGMAPElites(Recipe):
 
 
 def trial(seed=0):
-    """The arm of Reacher-v5 learns to end everywhere with little effort, a thousand episodes; settings chosen on seeds 10, 11."""
+    """The arm of Reacher-v5 ends everywhere with little effort, a thousand episodes; settings chosen on seeds 10 to 12."""
     return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.05, line=0.5, gamma=0.95, follow=0.01, memory=60_000,
-                        lr=1e-3, steps_critic=120, steps_elite=15, steps=25), arm(seed)
+                        lr=1e-3, batch=256, steps_critic=120, steps_elite=15, steps=25), arm(seed)
 
 
 def proof(made, cast):
