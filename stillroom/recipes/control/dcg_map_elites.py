@@ -117,4 +117,4 @@ def proof(made, cast):
              "PGA's archive": pga, "MAP-Elites": bred, "MAP-Elites, twice as wide": wide}
     far = {"distance from what was asked": cast.error(actor, ours), "PGA's distance": cast.error(greedy, pga)}
     return Proof((also := cast.numbers(found)).pop("one policy"), beats=also.pop("PGA's one policy"), also=far | also,
-                 unit="QD score, % of the possible", baseline="the actor of PGA-MAP-Elites", shows=lambda: cast.charts(found))
+                 unit="QD score of one policy, % of the possible", baseline="PGA-MAP-Elites'", shows=lambda: cast.charts(found))
