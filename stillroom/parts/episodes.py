@@ -121,8 +121,7 @@ class Worlds:
             on = [i for i in on if i not in over]
             if not on:
                 break
-        length = alive.sum(1, dtype=int)
-        found = moments[np.arange(n), length - 1] if self.last else moments.sum(1) / length[:, None].astype(np.float32)
-        descriptor = ((torch.from_numpy(found) - self.low) / (self.high - self.low)).clamp(0, 1)
-        obs, *rest = map(torch.from_numpy, (seen, reward, done, alive))
-        return Episodes(obs[:, :-1], action, rest[0], obs[:, 1:], rest[1], rest[2], descriptor)
+        moment = moments[np.arange(n), alive.sum(1, dtype=int) - 1] if self.last else moments.sum(1) / alive.sum(1)[:, None]
+        descriptor = ((torch.from_numpy(moment) - self.low) / (self.high - self.low)).clamp(0, 1)
+        made = {"obs": seen[:, :-1], "reward": reward, "next_obs": seen[:, 1:], "done": done, "alive": alive}
+        return Episodes(action=action, descriptor=descriptor, **{name: torch.from_numpy(x) for name, x in made.items()})
