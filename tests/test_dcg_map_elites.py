@@ -3,14 +3,16 @@
 import copy
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from stillroom.arenas import arm
 from stillroom.arenas.plane import HORIZON, Plane, moved, plane
-from stillroom.measure.quality_diversity import best, coverage, qd_score, reproduced, shown
+from stillroom.measure.quality_diversity import best, chart, coverage, qd_score, reproduced, shown
 from stillroom.models.policies import Critics, Steering
 from stillroom.parts import episodes, td3
 from stillroom.parts.archive import Archive, alike
@@ -217,17 +219,81 @@ def test_the_judges_by_hand():
 
 @pytest.mark.slow
 def test_one_actor_repeats_the_archive_and_one_that_knows_no_descriptor_does_not():
-    """On the trial, seed 10: 0.04 from what was asked; an actor without descriptors 0.35."""
-    method, cast = trial(10)
-    archive, actor = method(Run(seed=10), **cast.actors)
-    other = cast.other(bred=20, gradient=20, active=0, conditioned=False)[1]
-    assert cast.error(actor, archive) < cast.error(other, archive) / 3
+    """On a plane, seed 10: 0.04 from what was asked; an actor without descriptors 0.35."""
+    method = replace(trial()[0], gamma=0.99, follow=0.005, batch=64, steps_critic=30, steps_elite=10)
+    found = []
+    for one in (method, replace(method, bred=20, gradient=20, active=0, conditioned=False)):
+        archive, actor = one(Run(seed=10), **plane(10).actors)
+        found.append(reproduced(actor, archive, Plane())[1].mean())
+    assert found[0] < found[1] / 3
 
 
-def test_a_real_body_is_played_and_two_runs_are_one():
-    pytest.importorskip("mujoco", reason="the extra `rl` is not installed")
+def test_the_chart_shows_every_cell_where_it_lies_beside_a_scale():
+    archive = Archive(torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9]]), 1)
+    archive.add(torch.zeros(3, 1), torch.tensor([0.0, 2.0, 4.0]), archive.centres[:3])
+    seen = chart(archive, 4.0, 20)[0]
+    corners = seen[:, [19, 19, 0, 0], [0, 19, 0, 19]].T                         # of the picture, its top row is 0
+    assert corners.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert seen.shape == (3, 20, 23) and seen[:, 0, -1].sum() > 1.9 and seen[:, -1, -1].sum() < 0.1
+
+
+mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="the extra `rl` is not installed")
+
+
+@mujoco
+def test_the_trials_arm_is_gymnasiums_own_under_a_twentieth_of_its_force():
+    """Its joints and its tip after the same forces, and what they cost."""
+    import gymnasium
+
+    task, policy = trial(3)[1].actors["task"], Steering(6, 2, 8)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        played = task.play(lambda obs, rows: 3 * policy(obs), 2)
+    torch.manual_seed(5)
+    seeds = torch.randint(2**31, (2,)).tolist()
+    env = gymnasium.make("Reacher-v5")
+    for i, seed in enumerate(seeds):
+        env.reset(seed=seed)
+        for force in played.action[i].clamp(-1, 1).numpy():
+            obs = env.step(0.05 * force)[0]
+        joints = torch.tensor([*obs[:4], *(0.2 * obs[6:8])], dtype=torch.float32)
+        assert torch.allclose(played.next_obs[i, -1], joints, atol=1e-4) and played.alive.all() and not played.done.any()
+        assert torch.allclose(played.descriptor[i], torch.tensor(obs[8:10] + obs[4:6]).float() / 0.42 + 0.5, atol=1e-4)
+    assert torch.allclose(played.reward, 1 - played.action.square().mean(-1), atol=1e-4) and played.action.abs().max() < 1
+
+
+@mujoco
+def test_an_episode_ends_when_the_poles_fall():
+    """Played side by side as in gymnasium's own loop: as long, as much reward, and the mean of what was described."""
+    import gymnasium
+
+    def described(env, info):
+        return env.unwrapped.data.qpos[0], abs(env.unwrapped.data.qvel[0])
+
+    task = Worlds("InvertedDoublePendulum-v5", described, [-0.6, 0.0], [0.6, 2.0], horizon=100, side=4)
+    policy, env = Steering(9, 1, 8), gymnasium.make("InvertedDoublePendulum-v5")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        played = task.play(lambda obs, rows: policy(obs), 6)
+        torch.manual_seed(5)
+        for i, seed in enumerate(torch.randint(2**31, (6,)).tolist()):
+            (obs, _), ended, earned, moments = env.reset(seed=seed), False, 0.0, []
+            while not ended and len(moments) < 100:
+                obs, reward, ended, _, _ = env.step(policy(torch.tensor(obs, dtype=torch.float32)).numpy())
+                earned += reward
+                moments.append(described(env, {}))
+            assert played.alive[i].sum() == len(moments) < 100 and played.done[i].sum() == played.done[i, len(moments) - 1] == 1
+            assert played.fitness[i].item() == pytest.approx(earned, rel=1e-4)
+            x, speed = torch.tensor(moments).mean(0).tolist()
+            wanted = torch.tensor([(x + 0.6) / 1.2, speed / 2]).clamp(0, 1)
+            assert torch.allclose(played.descriptor[i], wanted.float(), atol=1e-4)
+
+
+@mujoco
+@pytest.mark.parametrize("last", [False, True])
+def test_a_real_body_is_played_and_two_runs_are_one(last):
     task = Worlds("HalfCheetah-v5", lambda env, info: [info["x_velocity"], env.unwrapped.data.qpos[1]], [-3.0, -0.5], [3.0, 0.5],
-                  horizon=10, side=4)
+                  horizon=10, last=last, side=4)
     found = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -235,3 +301,9 @@ def test_a_real_body_is_played_and_two_runs_are_one():
         archive, actor = replace(FAST, memory=2000)(Run(), task=task, **nets)
         found.append((archive.elites, flatten(actor)))
     assert all(map(torch.equal, *found)) and len(archive.filled) > 1
+
+
+def test_without_mujoco_the_trial_is_a_point_on_a_plane(monkeypatch):
+    monkeypatch.setattr(arm, "find_spec", lambda name: None)
+    cast = trial(0)[1]
+    assert isinstance(cast.actors["task"], Plane) and not cast.real

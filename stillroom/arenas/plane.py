@@ -1,15 +1,16 @@
 """A point on a plane that begins in a trap: it can end anywhere, and to get there with little effort is the art."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillroom.arenas.cast import Cast, variant
-from stillroom.measure.quality_diversity import best, coverage, qd_score, reproduced, shown
+from stillroom.measure.quality_diversity import chart, coverage, qd_score, reproduced, shown
 from stillroom.models.policies import Critics, Steering
 from stillroom.parts.archive import Archive
-from stillroom.parts.episodes import Act, Episodes
+from stillroom.parts.episodes import Act, Episodes, Task
 
 HORIZON = 30       # steps of an episode
 
@@ -47,28 +48,28 @@ def moved(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plane(seed: int = 0) -> Cast:
-    """Task, policy, actor and critic.
+    """Task, policy, actor and critic, with their `judges`."""
+    torch.manual_seed(5000 + seed)
+    task = Plane()
+    actors = {"task": task, "policy": Steering(4, 2, 32), "actor": Steering(6, 2, 64), "critic": Critics(8, 64)}
+    return Cast(actors, data="a point on a plane", real=False, **judges(task, HORIZON, seed))
 
-    score(archive)          QD score: of the fitness that all cells together could have, in percent; 0 for an empty one
-    coverage(archive)       cells that are filled, in percent
-    best(archive)           largest fitness, of HORIZON
+
+def judges(task: Task, most: float, seed: int) -> dict[str, Any]:
+    """Of what is made of a task whose fitness is `most` at most.
+
+    numbers(archives)       by name the QD score, of the fitness that all cells together could have, and the cells filled, in %
+    charts(archives)        by name a picture of the fitness over the descriptors
+    shown(actor, archive)   the cells that the actor reaches, asked for every elite's descriptor, as an archive
     error(actor, archive)   mean distance of where the actor ends from where it was asked to, descriptors in [0, 1]
-    one(actor, archive)     QD score of the cells that the actor reaches, asked for every elite's descriptor
     other(**fields)         what the recipe's trial makes with these fields changed
     """
-    torch.manual_seed(5000 + seed)
-    actors = {"task": Plane(), "policy": Steering(4, 2, 32), "actor": Steering(6, 2, 64), "critic": Critics(8, 64)}
-    return Cast(actors, data="a point on a plane", real=False, coverage=coverage, best=best, score=_score,
-                error=_error, one=_one, other=partial(variant, "dcg_map_elites", seed))
+    return {"numbers": partial(_numbers, most=most), "shown": partial(shown, task=task),
+            "charts": lambda archives: {who: chart(archive, most) for who, archive in archives.items()},
+            "error": lambda actor, archive: reproduced(actor, archive, task)[1].mean().item(),
+            "other": partial(variant, "dcg_map_elites", seed)}
 
 
-def _score(archive: Archive) -> float:
-    return 100 * qd_score(archive) / len(archive.fitness) / HORIZON
-
-
-def _error(actor: Steering, archive: Archive) -> float:
-    return reproduced(actor, archive, Plane())[1].mean().item()
-
-
-def _one(actor: Steering, archive: Archive) -> float:
-    return _score(shown(actor, archive, Plane()))
+def _numbers(archives: dict[str, Archive], most: float) -> dict[str, float]:
+    scores = {who: 100 * qd_score(archive) / len(archive.fitness) / most for who, archive in archives.items()}
+    return scores | {f"{who}: cells filled, %": coverage(archive) for who, archive in archives.items()}

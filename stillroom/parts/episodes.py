@@ -89,6 +89,10 @@ class Worlds:
         self.horizon, self.last = horizon, last
         self.size, self.actions, self.dims = int(np.prod(space.shape)), int(np.prod(actions.shape)), len(low)
 
+    def __deepcopy__(self, memo: dict) -> "Worlds":
+        """Itself: every episode begins anew, so that a copy would play the same."""
+        return self
+
     def play(self, act: Act, count: int) -> Episodes:
         """An episode of each policy; beginnings are drawn from torch's generator."""
         seeds = torch.randint(2**31, (count,)).tolist()
@@ -96,27 +100,28 @@ class Worlds:
         return Episodes(*(torch.cat([getattr(part, name) for part in parts]) for name in Episodes.__dataclass_fields__))
 
     def _play(self, act: Act, rows: Tensor, seeds: list[int]) -> Episodes:
-        n, envs = len(rows), self.envs[: len(rows)]
-        seen = torch.zeros(n, self.horizon + 1, self.size)
-        action, moments = torch.zeros(n, self.horizon, self.actions), torch.zeros(n, self.horizon, self.dims)
-        reward, done, alive = (torch.zeros(n, self.horizon) for _ in range(3))
-        on = [True] * n
-        for i, env in enumerate(envs):
-            seen[i, 0] = torch.as_tensor(env.reset(seed=seeds[rows[i]])[0]).flatten()
+        n, box = len(rows), self.envs[0].action_space
+        seen = np.zeros((n, self.horizon + 1, self.size), np.float32)
+        action, moments = torch.zeros(n, self.horizon, self.actions), np.zeros((n, self.horizon, self.dims), np.float32)
+        reward, done, alive = (np.zeros((n, self.horizon), np.float32) for _ in range(3))
+        for i, row in enumerate(rows.tolist()):
+            seen[i, 0] = self.envs[i].reset(seed=seeds[row])[0].ravel()
+        on = list(range(n))
         for t in range(self.horizon):
-            action[:, t] = act(seen[:, t], rows)
-            for i, env in enumerate(envs):
-                if not on[i]:
-                    continue
-                box = env.action_space
-                wanted = box.low + (action[i, t].numpy().reshape(box.shape) + 1) / 2 * (box.high - box.low)
-                obs, reward[i, t], ended, cut, info = env.step(wanted.astype(box.dtype))
-                seen[i, t + 1] = torch.as_tensor(obs).flatten()
-                moments[i, t] = torch.as_tensor(self.describe(env, info))
-                done[i, t], alive[i, t], on[i] = ended, 1, not (ended or cut)
-            if not any(on):
+            action[on, t] = act(torch.from_numpy(seen[on, t]), rows[on])
+            wanted = box.low + (action[:, t].numpy().reshape(n, *box.shape) + 1) / 2 * (box.high - box.low)
+            over = set()
+            for i in on:
+                obs, reward[i, t], ended, cut, info = self.envs[i].step(wanted[i])
+                seen[i, t + 1], done[i, t], alive[i, t] = obs.ravel(), ended, 1
+                if ended or cut:
+                    over.add(i)
+                if not self.last or ended or cut or t == self.horizon - 1:
+                    moments[i, t] = self.describe(self.envs[i], info)
+            on = [i for i in on if i not in over]
+            if not on:
                 break
-        length = alive.sum(1).long()
-        found = moments[torch.arange(n), length - 1] if self.last else moments.sum(1) / length[:, None]
-        descriptor = ((found - self.low) / (self.high - self.low)).clamp(0, 1)
-        return Episodes(seen[:, :-1], action, reward, seen[:, 1:], done, alive, descriptor)
+        moment = moments[np.arange(n), alive.sum(1, dtype=int) - 1] if self.last else moments.sum(1) / alive.sum(1)[:, None]
+        descriptor = ((torch.from_numpy(moment) - self.low) / (self.high - self.low)).clamp(0, 1)
+        made = {"obs": seen[:, :-1], "reward": reward, "next_obs": seen[:, 1:], "done": done, "alive": alive}
+        return Episodes(action=action, descriptor=descriptor, **{name: torch.from_numpy(x) for name, x in made.items()})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from stillroom.arenas.plane import plane
+from stillroom.arenas.arm import arm
 from stillroom.measure import Proof
 from stillroom.parts import optim, td3
 from stillroom.parts.archive import Archive, alike, cells, isoline
@@ -76,7 +76,6 @@ class DCGMAPElites(Recipe):
                 if self.active:
                     asked = archive.draw(self.active)[1]
                     replay.add(**task.play(partial(told, actor, asked * self.conditioned), self.active).steps(asked.cpu()))
-
             for update in range(self.steps_critic * (self.gradient + self.active > 0)):
                 part = replay.draw(self.batch)
                 near = alike(part.reached, part.asked, self.length) if self.conditioned else 1
@@ -105,16 +104,17 @@ class DCGMAPElites(Recipe):
 
 
 def trial(seed=0):
-    """A point that leaves a trap, a thousand episodes; settings chosen on seeds 10 to 12, the variation for MAP-Elites' sake."""
-    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.05, line=0.5, memory=40_000, lr=1e-3, batch=64,
-                        steps_critic=30, steps_elite=10, steps=25), plane(seed)
+    """The arm of Reacher-v5 ends everywhere with little effort, a thousand episodes; settings chosen on seeds 10 to 12."""
+    return DCGMAPElites(cells=64, bred=16, gradient=16, active=8, iso=0.05, line=0.5, gamma=0.95, follow=0.01, memory=60_000,
+                        lr=1e-3, batch=256, steps_critic=120, steps_elite=15, steps=25), arm(seed)
 
 
 def proof(made, cast):
-    """One policy, asked for every behaviour of its archive, shows most of them; the archive alone needs no gradient here."""
-    (archive, actor), bred = made, cast.other(bred=40, gradient=0, active=0)[0]
-    pga, greedy = cast.other(bred=20, gradient=20, active=0, conditioned=False)
-    return Proof(cast.one(actor, archive), beats=cast.one(greedy, pga), unit="QD score of one policy, % of the possible",
-                 baseline="the actor of PGA-MAP-Elites", also={
-                     "distance from what was asked": cast.error(actor, archive), "PGA's distance": cast.error(greedy, pga),
-                     "its archive's": cast.score(archive), "PGA's archive": cast.score(pga), "MAP-Elites'": cast.score(bred)})
+    """One policy, asked for every behaviour of its archive, shows many of them; the archive alone needs no gradient here."""
+    (ours, actor), (pga, greedy) = made, cast.other(bred=20, gradient=20, active=0, conditioned=False)
+    bred, wide = (cast.other(bred=40, gradient=0, active=0, **wider)[0] for wider in ({}, {"iso": 0.1, "line": 1.0}))
+    found = {"one policy": cast.shown(actor, ours), "its archive": ours, "PGA's one policy": cast.shown(greedy, pga),
+             "PGA's archive": pga, "MAP-Elites": bred, "MAP-Elites, twice as wide": wide}
+    far = {"distance from what was asked": cast.error(actor, ours), "PGA's distance": cast.error(greedy, pga)}
+    return Proof((also := cast.numbers(found)).pop("one policy"), beats=also.pop("PGA's one policy"), also=far | also,
+                 unit="QD score of one policy, % of the possible", baseline="PGA-MAP-Elites'", shows=lambda: cast.charts(found))
