@@ -25,8 +25,8 @@ BEGUN = 33.0                   # percent of `valid` right, at which the student'
 
 
 def intents(seed: int = 0) -> Cast:
-    """A student and its teacher, who is as large and was schooled to the end by the same 350 queries and their answers; 2,650 other
-    queries, and a rule as reward. Where CLINC150 is not on this machine, `sums`.
+    """A student and its teacher, who is as large and was schooled to the end by the same 350 queries with their answers; 2,650
+    other queries, and a rule as reward. Where CLINC150 is not on this machine, `sums`.
 
     accuracy(net)    percent of the official test's queries that it answers right by its likeliest tokens
     before, teacher  the two as they begin
