@@ -48,14 +48,13 @@ def trial(seed=0):
 
 
 def proof(actor, cast):
-    """With a tenth of the pretrained network the actor answers better than without it; the pretrained network alone may answer as
-    well, as the taught parents have learnt few samples too well. Beside it what 60 updates of GRPO make of each, and what they
-    do to lengths and reward on the way: no lengths collapse in this world."""
-    also, begun = {}, {"BAI": actor, "no base": cast.without, **cast.parents}
-    for who in ("BAI", "no base", "distilled", "instructed"):
-        learnt = cast.learn(begun[who])
-        also |= {f"{who}: right": cast.correct(begun[who]), f"{who}: collapse": learnt.collapse, f"{who}: dip": learnt.depth,
+    """With a tenth of the pretrained network the actor answers better than without it; the pretrained network alone answers as well,
+    as the taught parents have learnt few samples too well. Beside it what 60 updates of GRPO make of each: of the mergers more
+    than of either taught parent. No lengths collapse in this world."""
+    also: dict[str, float] = {}
+    for who, net in {"BAI": actor, "no base": cast.without, **cast.parents}.items():
+        learnt = cast.learn(net)
+        also |= {f"{who}: right": cast.correct(net), f"{who}: collapse": learnt.collapse, f"{who}: dip": learnt.depth,
                  f"{who}: right after GRPO": learnt.correct}
-    also["pretrained: right"] = cast.correct(cast.parents["base"])
     return Proof(cast.correct(actor), beats=cast.correct(cast.without), unit="% of answers right", also=also,
                  baseline="the taught parents merged without the pretrained network")
