@@ -48,9 +48,9 @@ def trial(seed=0):
 
 
 def proof(actor, cast):
-    """With a tenth of the pretrained network the actor answers better than without it; the pretrained network alone answers as well,
-    as the taught parents have learnt few samples too well. Beside it what 60 updates of GRPO make of each: of the mergers more
-    than of either taught parent. No lengths collapse in this world."""
+    """With a tenth of the pretrained network the actor answers better than without it. Beside it what 60 updates of GRPO make of
+    each: of the mergers more than of either taught parent, which have learnt few samples too well; of the pretrained network
+    itself, which had read many answers of both kinds, the most. The lengths of no taught parent collapse in this world."""
     also: dict[str, float] = {}
     for who, net in {"BAI": actor, "no base": cast.without, **cast.parents}.items():
         learnt = cast.learn(net)
