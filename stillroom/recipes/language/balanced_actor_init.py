@@ -49,8 +49,8 @@ def trial(seed=0):
 
 def proof(actor, cast):
     """With a tenth of the pretrained network the actor answers better than without it. Beside it what 60 updates of GRPO make of
-    each: of the mergers more than of either taught parent, which have learnt few samples too well; of the pretrained network
-    itself, which had read many answers of both kinds, the most. The lengths of no taught parent collapse in this world."""
+    each: of the mergers more than of either taught parent, which have learnt few samples too well. The pretrained network itself,
+    which has read many answers of both kinds, ends there too. The lengths of no taught parent collapse in this world."""
     also: dict[str, float] = {}
     for who, net in {"BAI": actor, "no base": cast.without, **cast.parents}.items():
         learnt = cast.learn(net)
