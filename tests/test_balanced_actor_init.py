@@ -67,10 +67,27 @@ def test_networks_of_other_shapes_are_refused():
 
 
 def test_answers_are_read_whole_or_not_at_all():
-    from stillroom.arenas.answers import LENGTH, SIGNS, at_once, read, reward, working
+    from stillroom.arenas.answers import LENGTH, SIGNS, at_once, read, rewarded, working
+    from stillroom.parts import verifiers
 
     assert working(47, 85) == "7+5=12,4+8+1=13:231." and len(working(47, 85)) == LENGTH - 1 and at_once(7, 8) == "510."
     ids = {words: [SIGNS.index(sign) for sign in words] for words in (working(47, 85), "231.", "231", "1=13:231.", ":.")}
     assert [read(row) for row in ids.values()] == ["132", "132", "", "132", ""]
     said = torch.tensor([[(row + [0] * LENGTH)[:LENGTH] for row in ids.values()]])
-    assert torch.allclose(reward(said, torch.tensor([132])), torch.tensor([[0.8, 0.96, -0.03, 0.91, -0.02]]))
+    paid = rewarded(verifiers.graded(read, verifiers.number), said, [132])
+    assert torch.allclose(paid, torch.tensor([[0.8, 0.96, -0.03, 0.91, -0.02]]))
+
+
+def test_a_name_is_read_behind_its_domain_or_alone():
+    from stillroom.arenas import answers, intents
+    from stillroom.zoo.shared import home
+
+    try:
+        home("clinc150")
+    except Refused:
+        pytest.skip("CLINC150 is not here")
+    parts = answers.ground(3)
+    for told in (parts.short, parts.long):
+        assert parts.right(told[:, None], parts.gold).min() == 1
+        assert parts.right(torch.where(told == intents.STOP, intents.PAD, told)[:, None], parts.gold).max() == 0     # no end
+    assert (parts.long != intents.PAD).sum() > (parts.short != intents.PAD).sum() + 2 * len(parts.long) - 1

@@ -240,3 +240,21 @@ def test_the_rule_reads_digits_from_the_last_and_wants_an_end():
     grade = verifiers.graded(read, verifiers.number)
     said = torch.tensor([[ids("290."), ids("29._"), ids("291."), ids("2900")]])
     assert grade(said, torch.tensor([92])).tolist() == [[1, 1, 0, 0]]
+
+
+def test_queries_are_apart_and_a_name_is_read_whole_or_not_at_all():
+    from stillroom.arenas import intents
+    from stillroom.zoo.shared import home
+
+    try:
+        home("clinc150")
+    except Refused:
+        pytest.skip("CLINC150 is not here")
+    parts = intents.ground(3)
+    shown = {name: {tuple(row) for row in getattr(parts, name).prompts.tolist()} for name in ("taught", "train", "test")}
+    assert [len(getattr(parts, name).gold) for name in shown] == [350, 2650, 900]
+    assert len(shown["train"] & shown["taught"]) < 30                    # cut to twelve known words, some of them are alike
+    told = parts.test.answers
+    assert intents.right(told[:, None], parts.test.gold).min() == 1      # each answer is its own text
+    assert intents.right(told.roll(1, 0)[:, None], parts.test.gold).mean() < 1
+    assert intents.right(torch.where(told == intents.STOP, intents.PAD, told)[:, None], parts.test.gold).max() == 0   # no end

@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
@@ -39,7 +40,7 @@ def sums(seed: int = 0) -> Cast:
                  "reward": verifiers.graded(read, verifiers.number)},
                 data="sums of two numbers below a hundred", real=False,
                 accuracy=lambda net: accuracy(net, parts.test), teacher=teacher, before=student,
-                other=partial(variant, "kdrl", seed), imitated=lambda: _imitated(seed))
+                other=partial(variant, "kdrl", seed), imitated=lambda: imitated(seed, parts.train.prompts, LENGTH))
 
 
 def ids(words: str) -> list[int]:
@@ -70,8 +71,9 @@ def accuracy(net: Module, part: SimpleNamespace) -> float:
 
 
 def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: int, steps: int, seed: int,
-           enough: Callable[[Module], bool] = lambda net: False) -> Module:
-    """Taught by answers to prompts: cross-entropy of their tokens, until it is asked and found to know enough."""
+           enough: Callable[[Module], bool] = lambda net: False, every: int = 10) -> Module:
+    """Taught by answers to prompts: cross-entropy of their tokens, until it is asked, `every` so many steps, and found to know
+    enough."""
     run = Run(seed=seed, device="cpu")
     opt = optim.adamw(net, lr=constant(lr, warmup=0.05), betas=(0.9, 0.98), clip=1.0)
     run.keep(net=net, opt=opt)
@@ -79,7 +81,7 @@ def school(net: Module, prompts: Tensor, answers: Tensor, *, lr: float, batch: i
     for x, in run.loop(TensorDataset(whole), batch=batch, steps=steps, whole=True):
         told = text.Completions(x, x != PAD, prompts.shape[1])
         run.update(opt, spoken=-grpo.mean(text.log_probs(net, told), told.mask))
-        if run.step >= 100 and run.step % 10 == 9 and enough(net):
+        if run.step % every == every - 1 and enough(net):
             break
     return net.eval()
 
@@ -93,11 +95,13 @@ def schooled(seed: int, dim: int, lr: float, goal: float) -> Module:
                   enough=lambda net: accuracy(net, parts.valid) >= goal)
 
 
-@lru_cache(maxsize=4)
-def _imitated(seed: int) -> Module:
+def imitated(seed: int, prompts: Tensor, length: int) -> Module:
+    """The student of KDRL's trial, taught by answers of the teacher, as many and with as many updates as the trial has."""
     method, cast = recipe.module("kdrl").trial(seed)
-    prompts, many = ground(seed).train.prompts, method.batch * method.group
+    many = method.batch * method.group
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        told = text.sample(cast.teacher, prompts, LENGTH, count=-(-method.steps * many // len(prompts)))
-    return school(cast.actors["student"], told.ids[:, :WIDTH], told.said, lr=method.lr, batch=many, steps=method.steps, seed=seed)
+        told = text.sample(cast.teacher, prompts, length, count=-(-method.steps * many // len(prompts)))
+    said = F.pad(told.said, (0, length - told.said.shape[1]), value=PAD)
+    return school(cast.actors["student"], told.ids[:, : told.width], said, lr=method.lr, batch=many, steps=method.steps,
+                  seed=seed)

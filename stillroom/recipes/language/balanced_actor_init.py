@@ -43,18 +43,18 @@ class BalancedActorInit(Recipe):
 
 
 def trial(seed=0):
-    """Small language models that answer sums: at once, or after written working that a larger one taught them."""
+    """Small language models that name what people want of a bank: at once, or after its domain."""
     return BalancedActorInit(), answers(seed)
 
 
 def proof(actor, cast):
-    """With a tenth of the pretrained network the actor answers better than without it; the distilled parent alone answers better
-    still. Beside it what GRPO makes of each, at a rate high enough to show it: the reward dips less than from the distilled
-    parent, whose lengths do not collapse in this world; and the sums right in the end. That a merger ends higher is not seen."""
-    also, begun = {}, {"BAI": actor, "no base": cast.without, **cast.parents}
-    for who in ("BAI", "no base", "distilled", "instructed"):
-        learnt = cast.learn(begun[who])
-        also |= {f"{who}: right": cast.correct(begun[who]), f"{who}: collapse": learnt.collapse, f"{who}: dip": learnt.depth,
+    """With a tenth of the pretrained network the actor answers better than without it. Beside it what 60 updates of GRPO make of
+    each: of the mergers more than of either taught parent, which have learnt few samples too well. The pretrained network itself,
+    which has read many answers of both kinds, ends there too. The lengths of no taught parent collapse in this world."""
+    also: dict[str, float] = {}
+    for who, net in {"BAI": actor, "no base": cast.without, **cast.parents}.items():
+        learnt = cast.learn(net)
+        also |= {f"{who}: right": cast.correct(net), f"{who}: collapse": learnt.collapse, f"{who}: dip": learnt.depth,
                  f"{who}: right after GRPO": learnt.correct}
-    return Proof(cast.correct(actor), beats=cast.correct(cast.without), unit="% of sums right", also=also,
+    return Proof(cast.correct(actor), beats=cast.correct(cast.without), unit="% of answers right", also=also,
                  baseline="the taught parents merged without the pretrained network")
