@@ -43,6 +43,7 @@ class ViLD(Recipe):
     temperature: float = 0.01        # τ, of the cosines
     image: float = 0.5               # w, weight of the distance from the crops' embeddings
     jitter: tuple[float, float] = (0.1, 2.0)     # scales of an image that is learnt from; 1, 1: as it is
+    proposals: int = 300             # M, of an image, that are embedded, at most
     side: int = 224                  # of a crop, as the image tower wants it
     regions: int = 512               # sampled from the proposals of an image
     positive: float = 0.25           # share of regions that are on a box, at most
@@ -54,42 +55,50 @@ class ViLD(Recipe):
     steps_embed: int = 1_000_000     # batches of images whose proposals are embedded, at most all
     steps: int = 180_000             # updates of the detector
 
-    def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset) -> Module:
+    def distill(self, run: Run, student: Module, tower: Module, texts: Tensor, data: Dataset,
+                images: Dataset | None = None) -> Module:
         """`tower`: crops [n, 3, side, side] → embeddings [n, dim]; `texts`: [base classes, dim]; data: (image, `Boxes`), with
-        masks if the student has a head for them."""
+        masks if the student has a head for them; `images`: those whose proposals are embedded, data if none, their boxes unread."""
         if WAYS.get(self.way) != len(student.embeds):
             raise Refused(f"way {self.way!r} with a detector of {len(student.embeds)} heads",
                           f"{WAYS[self.way]} heads" if self.way in WAYS else nearest(self.way, WAYS))
         tower, texts, proposer = Frozen(tower), F.normalize(texts, dim=1), copy.deepcopy(student)
         opt = optim.sgd(proposer.backbone, proposer.rpn, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
         run.keep(proposer=proposer, opt_propose=opt)
-        order = TensorDataset(torch.arange(len(data)))
+        order, seen = TensorDataset(torch.arange(len(data))), data if images is None else images
 
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps_propose, name="propose", whole=True):
             run.update(opt, **proposer.propose(*zoomed(self.jitter, *gathered(data, index, run.device)))[2])
 
         run.keep(cached=(cached := []))
-        parts = torch.arange(len(data)).split(self.batch) if self.way != "text" else ()
+        parts = torch.arange(len(seen)).split(self.batch) if self.way != "text" else ()
         for n in run.loop(steps=min(self.steps_embed, len(parts)), name="embed"):
-            x, _ = gathered(data, parts[n], run.device)
+            x, _ = gathered(seen, parts[n], run.device)
             with resting(proposer):
-                found = proposer.propose(x)[1]
+                found = [boxes[: self.proposals] for boxes in proposer.propose(x)[1]]
             cached += [(boxes, crop_embeddings(tower, image, boxes, self.side)) for image, boxes in zip(x, found, strict=True)]
 
         opt = optim.sgd(student, lr=cosine(self.lr), decay=self.decay, clip=self.clip)
         none = texts.new_zeros(0, 4), texts.new_zeros(0, texts.shape[1])     # of an image whose proposals were not embedded
         run.keep(student=student, opt=opt)
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps, name="detect", whole=True):
-            kept = [Boxes(*cached[i] if i < len(cached) else none).to(run.device) for i in index.tolist()]
-            x, truth, kept = zoomed(self.jitter, *gathered(data, index, run.device), kept)
+            at = index if images is None else torch.randint(len(images), index.shape)
+            kept = [Boxes(*cached[i] if i < len(cached) else none).to(run.device) for i in at.tolist()]
+            if images is None:
+                x, truth, kept = zoomed(self.jitter, *gathered(data, index, run.device), kept)
+            else:
+                x, truth = zoomed(self.jitter, *gathered(data, index, run.device))
             maps, proposals, terms = student.propose(x, truth)
             region, label, placed = student.place(maps, proposals, truth, x.shape[2:], self.regions, self.positive)
             terms |= placed
             if self.way != "image":
                 terms["names"] = F.cross_entropy(student.named(region, texts, self.temperature), label)
             if self.way != "text":
-                seen = student.regions(maps, [k.boxes for k in kept], x.shape[2:])[0][-1]
-                terms["image"] = self.image * apart(seen, torch.cat([k.labels for k in kept]))
+                if images is not None:
+                    x, kept = zoomed(self.jitter, gathered(images, at, run.device)[0], kept)
+                    maps = student.backbone(x)
+                said = student.regions(maps, [k.boxes for k in kept], x.shape[2:])[0][-1]
+                terms["image"] = self.image * apart(said, torch.cat([k.labels for k in kept]))
             run.update(opt, **terms)
 
         return student
@@ -97,11 +106,9 @@ class ViLD(Recipe):
 
 def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, way: str, temperature: float = 0.01) -> Tensor:
     """Probabilities [regions, classes] of embeddings by each head; texts [classes, dim], base [classes]: which had boxes."""
-    said = [student.named(r, texts, temperature) for r in regions]
-    if way == "image":
-        return said[0][:, 1:].softmax(1)                     # it has learnt nothing of the background
-    text, image = said[0].softmax(1)[:, 1:], said[-1].softmax(1)[:, 1:]
-    return ensemble(text, image, base) if way == "ensemble" else text
+    text, image = (student.named(r, texts, temperature) for r in (regions[0], regions[-1]))
+    text, image = text.softmax(1)[:, 1:], image[:, 1:].softmax(1)        # which has learnt nothing of the background
+    return image if way == "image" else ensemble(text, image, base) if way == "ensemble" else text
 
 
 def trial(seed=0):
