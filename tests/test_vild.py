@@ -65,7 +65,7 @@ def test_names_are_classified_by_cosines_and_only_the_background_learns():
 
 
 def test_new_names_change_no_order_among_the_old_ones():
-    from stillroom.recipes.dense.vild import scores
+    from stillroom.models.detector import scores
 
     student, regions, texts = net(), [unit(6, 8), unit(6, 8, seed=2)], unit(7, 8, seed=1)
     for way in ("text", "image", "ensemble"):
@@ -211,7 +211,7 @@ def test_each_way_has_its_losses(way, terms):
     made, run = learn(way)
     assert {"names", "image"} & run.history[-1].keys() == terms
     assert {"loss_objectness", "loss_rpn_box_reg", "moves"} <= run.history[-1].keys()
-    from stillroom.recipes.dense.vild import scores
+    from stillroom.models.detector import scores
 
     found = made.detect(data()[0][0][None], lambda r: scores(made, r, unit(5, 8), torch.arange(5) < 3, way, 0.1))
     assert found[0].boxes.shape[1] == 4 and set(found[0].labels.tolist()) <= set(range(5)) and 0 < len(found[0].boxes) <= 100
@@ -306,7 +306,8 @@ def test_masks_of_shapes_are_better_than_their_boxes_filled():
     """One class, drawn shapes: COCO's average precision of masks, and of the same boxes as masks."""
     from stillroom.arenas.tinted import drawn, student
     from stillroom.measure.detection import mean_ap
-    from stillroom.recipes.dense.vild import ViLD, scores
+    from stillroom.models.detector import scores
+    from stillroom.recipes.dense.vild import ViLD
     from stillroom.run import Run
 
     train, test = ([(x, t._replace(labels=0 * t.labels)) for x, t in drawn(n, seed)] for n, seed in ((100, 0), (40, 1)))
@@ -360,8 +361,8 @@ def cells(split, count):
 def test_the_detector_learns_real_cells():
     """ViLD-text whose names stand at right angles is an ordinary detector; AP50 on images that it has not seen."""
     from stillroom.measure.detection import mean_ap
-    from stillroom.models.detector import Detector, OneMap
-    from stillroom.recipes.dense.vild import ViLD, scores
+    from stillroom.models.detector import Detector, OneMap, scores
+    from stillroom.recipes.dense.vild import ViLD
     from stillroom.run import Run
 
     try:

@@ -1,8 +1,8 @@
 """Blood cells under a microscope (BCCD), white ones without boxes; where the shared data are not, the drawn shapes of `tinted`.
 
-There is a white cell on nearly every image, so an image with boxes but none on it would teach the proposals that it is ground.
-The split is that of zero-shot detection (Bansal et al. 2018): what shows a white cell has no boxes at all. Boxed are quarters of
-the training images that show none; the training images whole, without boxes, are there for what is proposed on them.
+A white cell is on nearly every image; were it there without a box, the proposals would learn that it is ground. So the split
+is that of zero-shot detection (Bansal et al. 2018): what shows one has no boxes at all. Boxed are quarters of the training
+images that show none; the training images whole, without boxes, are there for what is proposed on them.
 """
 
 import io
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import Module
 
 from stillroom.arenas.cast import Cast
 from stillroom.arenas.tinted import CROP, DIM, boxed, named, tinted, towers, vocabulary
 from stillroom.errors import Refused
 from stillroom.measure.detection import Boxes
 from stillroom.models.detector import Detector, OneMap
-from stillroom.parts.boxes import crops, through
+from stillroom.parts.boxes import crops, overlaps, through
 from stillroom.parts.views import resample
 from stillroom.zoo.shared import home
 
@@ -72,8 +73,23 @@ def area(boxes: Tensor) -> Tensor:
 
 def student(seed: int, heads: int) -> Detector:
     torch.manual_seed(1000 + seed)
-    return Detector(OneMap((8, 16, 32), 32), 32, DIM, heads=heads, anchors=((8, 16, 30),), side=4, hidden=64, keep=(400, 120),
-                    sample=64)
+    net = Detector(OneMap((8, 16, 32), 32), 32, DIM, heads=heads, anchors=((16, 30),), side=4, hidden=64, keep=(400, 120),
+                   sample=64)
+    torch.manual_seed(2000 + seed)                                         # the same proposals, however many heads
+    net.rpn = Unshared(OneMap((8, 16, 32), 32), net.rpn)
+    return net
+
+
+class Unshared(Module):
+    """A proposal network with maps of its own (Ren et al. 2015, table 2): so small a backbone, shared and learnt from nothing,
+    learns from the crops to tell white cells from red ones, and on most seeds proposes them no more."""
+
+    def __init__(self, backbone: Module, rpn: Module):
+        super().__init__()
+        self.backbone, self.rpn = backbone, rpn
+
+    def forward(self, images, maps: dict[str, Tensor], known=None):
+        return self.rpn(images, self.backbone(images.tensors), known)
 
 
 @lru_cache(maxsize=4)
@@ -82,7 +98,8 @@ def _ground(seed: int, judged: str = "test") -> SimpleNamespace:
     novel = names.index(NOVEL)
     own, train = pictured[:OWN], pictured[OWN:]
     base = torch.arange(len(names)) != novel
-    tower, texts = towers(seed, len(names), lambda: cells_of(own, 0.08))
+    tower, texts = towers(seed, len(names) + 1, lambda: together(cells_of(own, 0.08), pieces_of(own, len(names))))
+    texts = texts[: len(names)]
     whole, test = ([part(x, t, (0.0, 0.0, *x.shape[1:])) for x, t in images] for images in (train, judges))
     return SimpleNamespace(train=quarters(train, novel, base), whole=whole, more={"images": whole}, test=test, base=base,
                            tower=tower, texts=texts, right=named(tower, texts, *cells_of(judges, 0.0)), seed=seed,
@@ -104,11 +121,31 @@ def quarters(images: Pictures, novel: int, base: Tensor) -> Pictures:
 
 def cells_of(images: Pictures, moved: float) -> tuple[Tensor, Tensor]:
     """Crops of all cells, each kind equally often, around boxes moved by this share of their size, and their kinds."""
-    count = sum(torch.bincount(t.labels, minlength=3) for _, t in images)
+    count = torch.cat([t.labels for _, t in images]).bincount()
     x, y = [], []
     for image, truth in images:
         truth = truth.only(torch.arange(len(truth.labels)).repeat_interleave((count.max() / count).round().long()[truth.labels]))
         size = (truth.boxes[:, 2:] - truth.boxes[:, :2]).repeat(1, 2)
         x.append(crops(image, truth.boxes + moved * size * torch.randn_like(size), CROP))
         y.append(truth.labels)
+    return torch.cat(x), torch.cat(y)
+
+
+def pieces_of(images: Pictures, label: int, each: int = 24) -> tuple[Tensor, Tensor]:
+    """Crops of what is no cell, or a piece of one, or much more than one, all of one kind more."""
+    x = []
+    for image, truth in images:
+        limit = torch.tensor([image.shape[2], image.shape[1]]).repeat(2)
+        some = truth.only(torch.multinomial(1 / torch.bincount(truth.labels)[truth.labels].float(), each, replacement=True))
+        size = some.boxes[:, 2:] - some.boxes[:, :2]
+        centre = some.boxes[:, :2] + size * torch.rand_like(size)
+        half = size * (0.15 + 0.5 * torch.rand(each, 1) + 0.4 * (torch.rand(each, 1) < 0.3))
+        boxes = torch.cat([centre - half, centre + half], 1).clamp(min=0).minimum(limit)
+        boxes = boxes[(overlaps(boxes, truth.boxes).amax(1) < 0.35) & ((boxes[:, 2:] - boxes[:, :2]).amin(1) > 4)]
+        x.append(crops(image, boxes, CROP))
+    return torch.cat(x), torch.full((sum(map(len, x)),), label)
+
+
+def together(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    x, y = zip(*parts, strict=True)
     return torch.cat(x), torch.cat(y)

@@ -14,7 +14,7 @@ from torch.nn import Module
 from stillroom.arenas.cast import Cast
 from stillroom.measure.cost import resting
 from stillroom.measure.detection import Boxes, mean_ap
-from stillroom.models.detector import Detector, OneMap
+from stillroom.models.detector import Detector, OneMap, scores
 from stillroom.parts import optim
 from stillroom.parts.boxes import crops, overlaps
 from stillroom.parts.schedules import cosine
@@ -138,7 +138,7 @@ def _crops(images: list[tuple[Tensor, Boxes]]) -> tuple[Tensor, Tensor]:
 
 
 def _ap50(ground: SimpleNamespace, net: Detector, way: str) -> tuple[float, float]:
-    from stillroom.recipes.dense.vild import scores, trial
+    from stillroom.recipes.dense.vild import trial
 
     net.eval()
     heat = trial(ground.seed)[0].temperature
