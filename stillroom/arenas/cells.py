@@ -82,7 +82,7 @@ def student(seed: int, heads: int) -> Detector:
 
 class Unshared(Module):
     """A proposal network with maps of its own (Ren et al. 2015, table 2): so small a backbone, shared and learnt from nothing,
-    learns from the crops to tell white cells from red ones, and on most seeds proposes them no more."""
+    learns from the crops to tell white cells from red ones, and then often proposes the white ones no more."""
 
     def __init__(self, backbone: Module, rpn: Module):
         super().__init__()
@@ -101,9 +101,9 @@ def _ground(seed: int, judged: str = "test") -> SimpleNamespace:
     tower, texts = towers(seed, len(names) + 1, lambda: together(cells_of(own, 0.08), pieces_of(own, len(names))))
     texts = texts[: len(names)]
     whole, test = ([part(x, t, (0.0, 0.0, *x.shape[1:])) for x, t in images] for images in (train, judges))
-    return SimpleNamespace(train=quarters(train, novel, base), whole=whole, more={"images": whole}, test=test, base=base,
-                           tower=tower, texts=texts, right=named(tower, texts, *cells_of(judges, 0.0)), seed=seed,
-                           student=partial(student, seed))
+    unboxed = [(x, t.only(t.labels < 0)) for x, t in whole]
+    return SimpleNamespace(train=quarters(train, novel, base), more={"images": unboxed}, test=test, base=base, tower=tower,
+                           texts=texts, right=named(tower, texts, *cells_of(judges, 0.0)), seed=seed, student=partial(student, seed))
 
 
 def quarters(images: Pictures, novel: int, base: Tensor) -> Pictures:

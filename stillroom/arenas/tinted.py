@@ -40,14 +40,13 @@ def vocabulary(ground: SimpleNamespace, **words) -> Cast:
     ap50(net, way)   AP50 on base and on novel classes of the test images, in percent
     recall(net)      share of the novel objects on them that a proposal overlaps with an IoU of 0.5 or more, in percent
     other(way)       what the trial makes in another way: "text", "image", "both", "ensemble"
-    whole()          ViLD-text that was given boxes of the novel classes too
     crops()          share of the teacher's crops whose name it finds, in percent
     """
     actors = {"student": ground.student(2), "tower": copy.deepcopy(ground.tower), "texts": ground.texts[ground.base].clone(),
               "data": ground.train, **ground.more}
     return Cast(actors, texts=ground.texts, base=ground.base, test=ground.test, fresh=ground.student,
                 ap50=partial(_ap50, ground), recall=partial(_recall, ground), other=lambda way: _other(ground.seed, way),
-                whole=lambda: _whole(ground), crops=lambda: ground.right, **words)
+                crops=lambda: ground.right, **words)
 
 
 def drawn(count: int, seed: int) -> list[tuple[Tensor, Boxes]]:
@@ -91,7 +90,7 @@ def _ground(seed: int) -> SimpleNamespace:
     base = torch.ones(len(NAMES), dtype=torch.bool).index_fill(0, torch.tensor(NOVEL), False)
     train, test = (drawn(n, 3 * seed + i) for i, n in enumerate(SPLIT))
     tower, texts, right = _teacher(seed)
-    return SimpleNamespace(train=[(x, boxed(t, base)) for x, t in train], whole=train, more={}, test=test, base=base, tower=tower,
+    return SimpleNamespace(train=[(x, boxed(t, base)) for x, t in train], more={}, test=test, base=base, tower=tower,
                            texts=texts, right=right, seed=seed, student=partial(student, seed))
 
 
@@ -162,10 +161,3 @@ def _other(seed: int, way: str) -> Detector:
 
     method, cast = trial(seed)
     return replace(method, way=way)(Run(seed=seed), **{**cast.actors, "student": cast.fresh(WAYS[way])})
-
-
-def _whole(ground: SimpleNamespace) -> Detector:
-    from stillroom.recipes.dense.vild import trial
-
-    actors = {"student": ground.student(1), "tower": ground.tower, "texts": ground.texts, "data": ground.whole}
-    return replace(trial(ground.seed)[0], way="text")(Run(seed=ground.seed), **actors)
