@@ -102,8 +102,9 @@ def _ground(seed: int, judged: str = "test") -> SimpleNamespace:
     texts = texts[: len(names)]
     whole, test = ([part(x, t, (0.0, 0.0, *x.shape[1:])) for x, t in images] for images in (train, judges))
     unboxed = [(x, t.only(t.labels < 0)) for x, t in whole]
+    right = named(tower, texts, *cells_of(judges, 0.0))
     return SimpleNamespace(train=quarters(train, novel, base), more={"images": unboxed}, test=test, base=base, tower=tower,
-                           texts=texts, right=named(tower, texts, *cells_of(judges, 0.0)), seed=seed, student=partial(student, seed))
+                           texts=texts, right=right, seed=seed, student=partial(student, seed))
 
 
 def quarters(images: Pictures, novel: int, base: Tensor) -> Pictures:
