@@ -83,7 +83,7 @@ class ViLD(Recipe):
         none = texts.new_zeros(0, 4), texts.new_zeros(0, texts.shape[1])     # of an image that was left out
         run.keep(student=student, opt=opt)
         for (index,) in run.loop(order, batch=self.batch, steps=self.steps, name="detect", whole=True):
-            at = index if images is None else torch.randint(len(images), index.shape)
+            at = index if images is None else torch.randint(len(cached) or len(images), index.shape)
             kept = [Boxes(*cached[i] if i < len(cached) else none).to(run.device) for i in at.tolist()]
             x, truth, *there = zoomed(self.jitter, *gathered(data, index, run.device), *([kept] if images is None else []))
             maps, proposals, terms = student.propose(x, truth)
