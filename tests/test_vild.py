@@ -65,7 +65,7 @@ def test_names_are_classified_by_cosines_and_only_the_background_learns():
 
 
 def test_new_names_change_no_order_among_the_old_ones():
-    from stillroom.recipes.dense.vild import scores
+    from stillroom.models.detector import scores
 
     student, regions, texts = net(), [unit(6, 8), unit(6, 8, seed=2)], unit(7, 8, seed=1)
     for way in ("text", "image", "ensemble"):
@@ -211,7 +211,7 @@ def test_each_way_has_its_losses(way, terms):
     made, run = learn(way)
     assert {"names", "image"} & run.history[-1].keys() == terms
     assert {"loss_objectness", "loss_rpn_box_reg", "moves"} <= run.history[-1].keys()
-    from stillroom.recipes.dense.vild import scores
+    from stillroom.models.detector import scores
 
     found = made.detect(data()[0][0][None], lambda r: scores(made, r, unit(5, 8), torch.arange(5) < 3, way, 0.1))
     assert found[0].boxes.shape[1] == 4 and set(found[0].labels.tolist()) <= set(range(5)) and 0 < len(found[0].boxes) <= 100
@@ -238,6 +238,33 @@ def test_the_image_head_alone_learns_from_crops_in_an_ensemble():
     fresh = net(2)
     assert torch.equal(made.embeds[1].weight, fresh.embeds[1].weight)
     assert not torch.equal(made.embeds[0].weight, fresh.embeds[0].weight)
+
+
+def test_images_without_boxes_serve_the_crops_alone():
+    from stillroom.recipes.dense.vild import ViLD
+    from stillroom.run import Run
+
+    def losses(images, way="ensemble"):
+        torch.manual_seed(1)
+        run, tower = Run(), nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+        method = ViLD(way=way, side=8, regions=8, proposals=4, lr=0.01, batch=2, steps_propose=1, steps=1, jitter=(1, 1))
+        method(run, student=net(1 + (way == "ensemble")), tower=tower, texts=unit(3, 8), data=data(), images=images)
+        return {name: value for name, value in run.history[-1].items() if name in ("names", "moves", "loss_objectness", "image")}
+    others = [(1 - x, Boxes(t.boxes, t.labels + 90)) for x, t in data(3)]        # a class that nobody knows: it is not read
+    assert losses(others)["image"] != losses(None)["image"]
+    assert losses(others).keys() == losses(None).keys() and losses(others)["moves"] < 10
+
+
+def test_the_image_head_speaks_without_the_background():
+    """As in the released code: logits of the second branch have no background; the classes of the first are taken after it."""
+    from stillroom.models.detector import scores
+
+    student, regions, texts, base = net(), [unit(6, 8), unit(6, 8, seed=2)], unit(3, 8, seed=1), torch.tensor([True, True, False])
+    text = student.named(regions[0], texts, 0.1).softmax(1)[:, 1:]
+    image = (regions[1] @ texts.T / 0.1).softmax(1)
+    third = torch.where(base, text, image)
+    assert torch.allclose(scores(student, regions, texts, base, "ensemble", 0.1), (text * image * third) ** (1 / 3), atol=1e-6)
+    assert torch.allclose(scores(student, regions[1:], texts, base, "image", 0.1), image, atol=1e-6)
 
 
 def test_a_detector_with_the_wrong_heads_is_refused():
@@ -306,7 +333,8 @@ def test_masks_of_shapes_are_better_than_their_boxes_filled():
     """One class, drawn shapes: COCO's average precision of masks, and of the same boxes as masks."""
     from stillroom.arenas.tinted import drawn, student
     from stillroom.measure.detection import mean_ap
-    from stillroom.recipes.dense.vild import ViLD, scores
+    from stillroom.models.detector import scores
+    from stillroom.recipes.dense.vild import ViLD
     from stillroom.run import Run
 
     train, test = ([(x, t._replace(labels=0 * t.labels)) for x, t in drawn(n, seed)] for n, seed in ((100, 0), (40, 1)))
@@ -328,54 +356,52 @@ def test_masks_of_shapes_are_better_than_their_boxes_filled():
 
 # --- real cells ------------------------------------------------------------------------------------------------------
 
-def cells(split, count):
-    """Blood cells of BCCD at 128 × 96, with their boxes: red, white, platelets."""
-    import io
-    import json
-    import zipfile
+def test_quarters_with_a_novel_cell_are_left_out_and_boxes_move_with_the_rest():
+    from stillroom.arenas.cells import SIZE, quarters
 
-    import numpy as np
-    from PIL import Image
+    image = torch.rand(3, 240, 320, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[20.0, 20, 60, 60], [130, 40, 170, 80], [200, 150, 300, 230], [150, 130, 170, 150], [10, 100, 50, 200]])
+    base = torch.tensor([True, False, True])
+    found = quarters([(image, Boxes(boxes, torch.tensor([0, 0, 1, 2, 2])))], 1, base)
+    (x, upper), (y, lower) = found          # the left ones: a quarter of a cell is on the upper right, a novel one on the lower
+    assert x.shape == y.shape == (3, *SIZE) and upper.labels.tolist() == [0, 0] and lower.labels.tolist() == [1, 1]
+    assert torch.allclose(upper.boxes, 0.6 * torch.tensor([[20.0, 20, 60, 60], [130, 40, 160, 80]]))
+    assert torch.allclose(lower.boxes, 0.6 * torch.tensor([[150.0, 10, 160, 30], [10, 0, 50, 80]]))
+    assert torch.allclose(x.mean((1, 2)), image[:, :120, :160].mean((1, 2)), atol=0.01)
 
-    from stillroom.zoo.shared import home
 
-    archive = zipfile.ZipFile(home("bccd") / "bccd_320x240.zip")
-    found, known = [], []
-    for row in json.loads(archive.read("annotations.json"))["images"]:
-        known += [box[0] for box in row["boxes"]]
-        if row["split"] == split and len(found) < count:
-            found.append(row)
-    names = sorted(set(known), key=str)
-    samples = []
-    for row in found:
-        with Image.open(io.BytesIO(archive.read(row["file"]))) as picture:
-            pixels = np.array(picture.convert("RGB").resize((128, 96), Image.Resampling.BOX))
-        boxes = torch.tensor([[0.4 * v for v in box[1:]] for box in row["boxes"]])
-        labels = torch.tensor([names.index(box[0]) for box in row["boxes"]])
-        samples.append((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, Boxes(boxes, labels)))
-    return samples
+def test_without_the_data_shapes_are_drawn(monkeypatch, tmp_path):
+    from stillroom.arenas import cells
+
+    monkeypatch.setenv("STILLROOM_DATA", str(tmp_path))
+    cells._ground.cache_clear()
+    cells.pictures.cache_clear()
+    cast = cells.cells(0)
+    assert not cast.real and "images" not in cast.actors and cast.crops() > 60           # of sixteen names
 
 
 @pytest.mark.slow
 def test_the_detector_learns_real_cells():
     """ViLD-text whose names stand at right angles is an ordinary detector; AP50 on images that it has not seen."""
+    from stillroom.arenas.cells import pictures
     from stillroom.measure.detection import mean_ap
-    from stillroom.models.detector import Detector, OneMap
-    from stillroom.recipes.dense.vild import ViLD, scores
+    from stillroom.models.detector import Detector, OneMap, scores
+    from stillroom.recipes.dense.vild import ViLD
     from stillroom.run import Run
 
     try:
-        train, test = cells("train", 100), cells("test", 40)
+        train, test = (pictures(split)[0][:n] for split, n in (("train", 100), ("test", 40)))
     except Refused as error:
         pytest.skip(str(error))
+    train, test = ([(F.interpolate(x[None], (96, 128), mode="bilinear", antialias=True)[0], t._replace(boxes=0.4 * t.boxes))
+                    for x, t in part] for part in (train, test))
     texts, base = torch.eye(3, 8), torch.ones(3, dtype=torch.bool)
 
     def ap50(steps):
         torch.manual_seed(0)
         student = Detector(OneMap((8, 16, 32), 32), 32, 8, heads=1, anchors=((10, 20, 36),), side=4, hidden=64, keep=(200, 50),
                            sample=64)
-        method = ViLD(way="text", temperature=0.1, jitter=(1, 1), regions=48, lr=0.2, clip=2.0, batch=4, steps_propose=0,
-                      steps=steps)
+        method = ViLD(way="text", temperature=0.1, jitter=(1, 1), regions=48, lr=0.2, clip=2.0, batch=4, steps=steps)
         made = method(Run(), student=student, tower=nn.Identity(), texts=texts, data=train)
         found = made.detect(torch.stack([x for x, _ in test]), lambda r: scores(made, r, texts, base, "text", 0.1), 0.4, 0.01)
         return mean_ap(found, [t for _, t in test], 3, (0.5,))

@@ -1,6 +1,7 @@
 """Coloured shapes on grey ground, some kinds without boxes; a teacher of two towers, crops and names, that has seen them all."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from stillroom.arenas.cast import Cast
+from stillroom.measure.cost import resting
 from stillroom.measure.detection import Boxes, mean_ap
-from stillroom.models.detector import Detector, OneMap
+from stillroom.models.detector import Detector, OneMap, scores
 from stillroom.parts import optim
-from stillroom.parts.boxes import crops
+from stillroom.parts.boxes import crops, overlaps
 from stillroom.parts.schedules import cosine
 from stillroom.run import Run
 
@@ -27,17 +29,24 @@ SPLIT = (160, 120)                   # train, test
 
 
 def tinted(seed: int = 0) -> Cast:
+    """What `vocabulary` says; the teacher's towers learnt from other drawn images."""
+    return vocabulary(_ground(seed), data="drawn shapes of four colours", real=False)
+
+
+def vocabulary(ground: SimpleNamespace, **words) -> Cast:
     """Detector, image tower, embeddings of the base names, images with boxes of base classes, and judges.
 
+    fresh(heads)     a new detector
     ap50(net, way)   AP50 on base and on novel classes of the test images, in percent
+    recall(net)      share of the novel objects on them that a proposal overlaps with an IoU of 0.5 or more, in percent
     other(way)       what the trial makes in another way: "text", "image", "both", "ensemble"
     crops()          share of the teacher's crops whose name it finds, in percent
     """
-    ground = _ground(seed)
-    actors = {"student": student(seed, 2), "tower": copy.deepcopy(ground.tower), "texts": ground.texts[ground.base].clone(),
-              "data": ground.train}
-    return Cast(actors, data="drawn shapes of four colours", real=False, texts=ground.texts, base=ground.base, test=ground.test,
-                ap50=partial(_ap50, ground), other=lambda way: _other(seed, way), crops=lambda: ground.right)
+    actors = {"student": ground.student(2), "tower": copy.deepcopy(ground.tower), "texts": ground.texts[ground.base].clone(),
+              "data": ground.train, **ground.more}
+    return Cast(actors, texts=ground.texts, base=ground.base, test=ground.test, fresh=ground.student,
+                ap50=partial(_ap50, ground), recall=partial(_recall, ground), other=lambda way: _other(ground.seed, way),
+                crops=lambda: ground.right, **words)
 
 
 def drawn(count: int, seed: int) -> list[tuple[Tensor, Boxes]]:
@@ -80,32 +89,44 @@ def student(seed: int, heads: int, mask: int = 0) -> Detector:
 def _ground(seed: int) -> SimpleNamespace:
     base = torch.ones(len(NAMES), dtype=torch.bool).index_fill(0, torch.tensor(NOVEL), False)
     train, test = (drawn(n, 3 * seed + i) for i, n in enumerate(SPLIT))
-    number = base.cumsum(0) - 1
-    seen = [(x, t.only(base[t.labels])) for x, t in train]
-    seen = [(x, t._replace(labels=number[t.labels])) for x, t in seen]
     tower, texts, right = _teacher(seed)
-    return SimpleNamespace(train=seen, test=test, base=base, tower=tower, texts=texts, right=right, seed=seed)
+    return SimpleNamespace(train=[(x, boxed(t, base)) for x, t in train], more={}, test=test, base=base, tower=tower,
+                           texts=texts, right=right, seed=seed, student=partial(student, seed))
+
+
+def boxed(truth: Boxes, base: Tensor) -> Boxes:
+    """Those of the base classes, numbered among themselves."""
+    truth = truth.only(base[truth.labels])
+    return truth._replace(labels=(base.cumsum(0) - 1)[truth.labels])
 
 
 def _teacher(seed: int) -> tuple[Module, Tensor, float]:
-    """Both towers, learnt together by the contrast of every crop with all names: the image tower, the embeddings of the names,
-    and its accuracy on other crops in percent. Its images are not those of the detector."""
+    """Both towers, and their accuracy on other crops in percent. Their images are not those of the detector."""
+    tower, texts = towers(seed, len(NAMES), lambda: _crops(drawn(240, 3 * seed + 2)))
+    return tower, texts, named(tower, texts, *_crops(drawn(40, 10_000 + seed)))
+
+
+def towers(seed: int, names: int, learn: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Module, Tensor]:
+    """Image tower, and the embeddings of the names, [names, dim], learnt together by the contrast of every crop with all names;
+    `learn` makes the crops and their classes."""
     torch.manual_seed(seed)
     tower = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(),
                           nn.Linear(32 * (CROP // 4) ** 2, 64), nn.ReLU(), nn.Linear(64, DIM))
-    names = nn.Embedding(len(NAMES), DIM)           # the text tower: every name is one word
-    x, y = _crops(drawn(240, 3 * seed + 2))
-    run, opt = Run(seed=seed), optim.adamw(tower, names, lr=cosine(3e-3), decay=0.01)
-    run.keep(tower=tower, names=names, opt=opt)
+    table = nn.Embedding(names, DIM)                # the text tower: every name is one word
+    x, y = learn()
+    run, opt = Run(seed=seed), optim.adamw(tower, table, lr=cosine(3e-3), decay=0.01)
+    run.keep(tower=tower, names=table, opt=opt)
     for _ in run.loop(steps=250):
         some = torch.randint(len(x), (64,))
-        logits = F.normalize(tower(x[some] + 0.05 * torch.randn(64, 3, 1, 1)), dim=1) @ F.normalize(names.weight, dim=1).T / 0.1
+        logits = F.normalize(tower(x[some] + 0.05 * torch.randn(64, 3, 1, 1)), dim=1) @ F.normalize(table.weight, dim=1).T / 0.1
         run.update(opt, match=F.cross_entropy(logits, y[some]))
-    with torch.no_grad():
-        texts = F.normalize(names.weight, dim=1)
-        others, truth = _crops(drawn(40, 10_000 + seed))
-        said = (F.normalize(tower(others), dim=1) @ texts.T).argmax(1)
-    return tower.eval(), texts, 100 * (said == truth).float().mean().item()
+    return tower.eval(), F.normalize(table.weight.detach(), dim=1)
+
+
+@torch.no_grad()
+def named(tower: Module, texts: Tensor, x: Tensor, y: Tensor) -> float:
+    """Share of the crops whose name is found, in percent."""
+    return 100 * ((F.normalize(tower(x), dim=1) @ texts.T).argmax(1) == y).float().mean().item()
 
 
 def _crops(images: list[tuple[Tensor, Boxes]]) -> tuple[Tensor, Tensor]:
@@ -116,7 +137,7 @@ def _crops(images: list[tuple[Tensor, Boxes]]) -> tuple[Tensor, Tensor]:
 
 
 def _ap50(ground: SimpleNamespace, net: Detector, way: str) -> tuple[float, float]:
-    from stillroom.recipes.dense.vild import scores, trial
+    from stillroom.recipes.dense.vild import trial
 
     net.eval()
     heat = trial(ground.seed)[0].temperature
@@ -127,9 +148,16 @@ def _ap50(ground: SimpleNamespace, net: Detector, way: str) -> tuple[float, floa
     return base, novel
 
 
+def _recall(ground: SimpleNamespace, net: Detector) -> float:
+    with resting(net):
+        proposals = net.propose(torch.stack([image for image, _ in ground.test]).to(net.background.device))[1]
+    near = [overlaps(t.boxes[~ground.base[t.labels]], p.cpu()).amax(1) for (_, t), p in zip(ground.test, proposals, strict=True)]
+    return 100 * (torch.cat(near) >= 0.5).float().mean().item()
+
+
 @lru_cache(maxsize=8)
 def _other(seed: int, way: str) -> Detector:
     from stillroom.recipes.dense.vild import WAYS, trial  # which stands on this ground itself
 
     method, cast = trial(seed)
-    return replace(method, way=way)(Run(seed=seed), **{**cast.actors, "student": student(seed, WAYS[way])})
+    return replace(method, way=way)(Run(seed=seed), **{**cast.actors, "student": cast.fresh(WAYS[way])})

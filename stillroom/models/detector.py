@@ -11,7 +11,7 @@ from stillroom._compat import package
 from stillroom.measure.detection import Boxes
 from stillroom.models.segmenter import ConvEncoder
 from stillroom.parts.boxes import pasted, projected
-from stillroom.parts.regions import sampled
+from stillroom.parts.regions import ensemble, sampled
 
 
 class Detector(Module):
@@ -116,6 +116,13 @@ class Detector(Module):
             inside = self.outlines(maps, [f.boxes for f in found], size).sigmoid().split([len(f.boxes) for f in found])
             found = [f._replace(masks=pasted(m, f.boxes, size) > 0.5) for f, m in zip(found, inside, strict=True)]
         return [f.to("cpu") for f in found]
+
+
+def scores(student: Module, regions: list[Tensor], texts: Tensor, base: Tensor, way: str, temperature: float = 0.01) -> Tensor:
+    """Probabilities [regions, classes] of embeddings by each head; texts [classes, dim], base [classes]: which had boxes."""
+    text, image = (student.named(r, texts, temperature) for r in (regions[0], regions[-1]))
+    text, image = text.softmax(1)[:, 1:], image[:, 1:].softmax(1)        # which has learnt nothing of the background
+    return image if way == "image" else ensemble(text, image, base) if way == "ensemble" else text
 
 
 class OneMap(Module):
