@@ -46,13 +46,7 @@ def by_split(root: Path, read: Callable[[Path, list[str] | None, Any, Any], Set]
 
 def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, skip: bool) -> Lazy:
     """The images below one folder. `classes`: those of the training data, which must not grow."""
-    files, targets, names = listed(root)
-    if classes is not None:
-        strange = [n for n in names if n not in classes]
-        if strange:
-            raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not",
-                          near(strange[0], classes, "their classes"))
-        targets = [classes.index(names[t]) if t != UNLABELLED else t for t in targets]
+    files, targets, names = listed(root, classes)
     seen, good = images.whole([str(f) for f in files], sum(f.stat().st_size for f in files), skip, str(root),
                               lambda i: files[i].relative_to(root).as_posix())
     shape = images.settle([seen[i] for i in good], size, channels, str(root))
@@ -62,20 +56,21 @@ def _pictures(root: Path, classes: list[str] | None, size: Any, channels: Any, s
             raise Refused(f"{root} has no image that can be read for the class {name!r}",
                           "repair its images, or remove its folder")
     content = repr([(files[i].relative_to(root).as_posix(), seen[i].digest) for i in good])
-    return Lazy(partial(images.read, [str(files[i]) for i in good], shape), y, names if classes is None else classes, root.name,
-                shape, content, left_out=len(files) - len(good))
+    return Lazy(partial(images.read, [str(files[i]) for i in good], shape), y, names, root.name, shape, content,
+                left_out=len(files) - len(good))
 
 
-def listed(root: Path, suffixes: tuple[str, ...] = images.SUFFIXES,
+def listed(root: Path, known: list[str] | None, suffixes: tuple[str, ...] = images.SUFFIXES,
            what: str = "images") -> tuple[list[Path], list[int], list[str]]:
-    """Files below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none. Raises `Refused`."""
+    """Files below a folder, their labels, the names of the classes: a subfolder each; `unlabelled` is none. Classes that are
+    `known`, of the training data, must not grow. Raises `Refused`."""
     alone = below(root, False, suffixes)
     holding = {p.name: below(p, True, suffixes) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     if not any(holding.values()):
         if not alone:
             raise Refused(f"{root} holds no {what}",
                           f"a folder per class with {what} inside, or {what} alone ({', '.join(suffixes)})")
-        return alone, [UNLABELLED] * len(alone), []
+        return alone, [UNLABELLED] * len(alone), known or []
     empty = [name for name, found in holding.items() if not found]
     if empty:
         raise Refused(f"the class folder {empty[0]!r} of {root} holds no {what}", f"put {what} there, or remove the folder")
@@ -83,6 +78,11 @@ def listed(root: Path, suffixes: tuple[str, ...] = images.SUFFIXES,
         raise Refused(f"{len(alone)} {what} lie beside the class folders of {root}, such as {alone[0].name}",
                       "move them into a class's folder, or into one called 'unlabelled'")
     classes = [name for name in holding if name.lower() not in UNLABELLED_FOLDERS]
+    strange = [name for name in classes if known is not None and name not in known]
+    if strange:
+        raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not",
+                      near(strange[0], known or (), "their classes"))
+    classes = classes if known is None else known
     pairs = [(f, classes.index(name) if name in classes else UNLABELLED) for name, found in holding.items() for f in found]
     return [f for f, _ in pairs], [t for _, t in pairs], classes
 

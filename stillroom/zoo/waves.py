@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import Refused
-from stillroom.parts.losses.logits import UNLABELLED
 from stillroom.zoo import folders
 from stillroom.zoo.sets import Given, Lazy
-from stillroom.zoo.specs import Spec, near, take
+from stillroom.zoo.specs import Spec, take
 
 SUFFIXES = (".wav", ".wave")
 
@@ -32,13 +31,7 @@ def given(asked: Spec, size: Any, channels: Any, skip: bool, seed: int) -> Given
 
 def _clips(root: Path, classes: list[str] | None, length: int | None, seconds: float, rate: int, skip: bool) -> Lazy:
     """The clips below one folder. `classes`, `length`: those of the training data."""
-    files, targets, names = folders.listed(root, SUFFIXES, "wav files")
-    if classes is not None:
-        strange = [n for n in names if n not in classes]
-        if strange:
-            raise Refused(f"{root} has the class {strange[0]!r}, which the training data have not",
-                          near(strange[0], classes, "their classes"))
-        targets = [classes.index(names[t]) if t != UNLABELLED else t for t in targets]
+    files, targets, names = folders.listed(root, classes, SUFFIXES, "wav files")
     heads = [_head(file) for file in files]
     bad = [f"{f.relative_to(root)} ({head[2]})" for f, head in zip(files, heads, strict=True) if head[2]]
     if bad and not skip:
@@ -59,7 +52,7 @@ def _clips(root: Path, classes: list[str] | None, length: int | None, seconds: f
     content = repr([(files[i].relative_to(root).as_posix(), blake2b(files[i].read_bytes(), digest_size=8).digest())
                     for i in good])
     return Lazy(partial(_clip, [str(files[i]) for i in good], length), torch.tensor(targets)[good],
-                names if classes is None else classes, f"{root.name}, {rates[0]:,} samples a second", (length,), content, "clips",
+                names, f"{root.name}, {rates[0]:,} samples a second", (length,), content, "clips",
                 left_out=len(files) - len(good))
 
 
