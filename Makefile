@@ -18,7 +18,7 @@ demo: .venv/ready  ## train the teacher, compare five ways over three seeds, wri
 test: .venv/dev lint types  ## lint, types and every test but the proofs that take longest
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-long: .venv/dev  ## the proofs and tests that take more than twenty seconds each
+long: .venv/dev  ## the proofs and tests that take more than fifteen seconds each
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 fast: .venv/dev  ## the tests that need no whole trial

@@ -159,7 +159,7 @@ def test_the_command_knows_what_to_do_with_its_trial(name):
 # --- the trial -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (cost(name) > 20)) for name in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (cost(name) > 15)) for name in NAMES])
 def test_the_proof_holds_after_the_trial_and_fails_after_one_step(name):
     proof = recipe.module(name).proof
     _, cast = stage(name)
